@@ -1,0 +1,114 @@
+"""The errors of fastq, one tree.
+
+    FastqError
+    ├── ConfigError          an option, the app or the schema is not usable        exit status 4
+    │   ├── AppImportError   the app could not be imported                          exit status 3
+    │   ├── DatabaseError    the database cannot be reached, or is not ours
+    │   │   ├── EmbeddedError    our own Postgres cannot be started
+    │   │   └── SchemaError      the fastq schema is missing, older or newer
+    ├── ChildrenError        children could not be kept alive                       exit status 5
+    ├── InvalidJob           a job that must not be enqueued, and why
+    │   └── UnknownKind      no handler of that name in this app
+    ├── DuplicateJob         a live job with that unique key exists
+    ├── NotFound             no job with that id
+    ├── WaitTimeout          the job did not end in the time given
+    └── NoCurrentJob         current_job() outside a handler
+
+Raised by a handler to say how its run ends (see `fastq.outcome`):
+
+    RetryableError, NonRetryableError, Snooze, Cancel
+"""
+
+from __future__ import annotations
+
+
+class FastqError(Exception):
+    """The root: everything fastq raises on purpose."""
+
+    exit_status = 1
+
+
+class ConfigError(FastqError):
+    """An option, the app or the database is not usable as given; nothing was started."""
+
+    exit_status = 4
+
+
+class AppImportError(ConfigError):
+    """The user's app could not be imported; `traceback` says where it failed, when it failed while running."""
+
+    exit_status = 3
+
+    def __init__(self, message: str, traceback: str = "") -> None:
+        super().__init__(message)
+        self.traceback = traceback
+
+
+class DatabaseError(ConfigError):
+    """The database cannot be reached or refused us."""
+
+
+class EmbeddedError(DatabaseError):
+    """The embedded Postgres cannot be started here; the message names the ways out."""
+
+
+class SchemaError(DatabaseError):
+    """The fastq schema is missing, older or newer than this code."""
+
+
+class ChildrenError(FastqError):
+    """Children could not be kept alive."""
+
+    exit_status = 5
+
+
+class InvalidJob(FastqError, ValueError):
+    """The job must not be enqueued as it is; nothing was written."""
+
+
+class UnknownKind(InvalidJob):
+    """No handler of that name is registered in this app."""
+
+
+class DuplicateJob(FastqError):
+    """A live job with the same unique key exists; nothing was written."""
+
+
+class NotFound(FastqError, LookupError):
+    """There is no job with that id."""
+
+
+class WaitTimeout(FastqError, TimeoutError):
+    """The job had not ended when the time given was over; it goes on."""
+
+
+class NoCurrentJob(FastqError, LookupError):
+    """`current_job()` was called outside a handler's run."""
+
+
+class RetryableError(FastqError):
+    """Raise in a handler: this run failed, try again.
+
+    `retry_after` is the least number of seconds to wait (never under 5, as in entropy's worker); without it the kind's
+    own policy decides.
+    """
+
+    def __init__(self, message: str = "", *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class NonRetryableError(FastqError):
+    """Raise in a handler: the job failed and no retry will help; it ends as FAILED."""
+
+
+class Snooze(FastqError):  # noqa: N818 - it is an instruction, not a failure
+    """Raise in a handler: not now, run me again in `seconds`; the attempt is given back (as in River)."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"snoozed for {seconds} s")
+        self.seconds = seconds
+
+
+class Cancel(FastqError):  # noqa: N818 - it is an instruction, not a failure
+    """Raise in a handler: the job is not wanted any more; it ends as CANCELLED (as in River)."""
