@@ -93,6 +93,9 @@ class RetryableError(FastqError):
     own policy decides.
     """
 
+    retry_after: float | None = None
+    """Stands here as well for subclasses with an `__init__` of their own."""
+
     def __init__(self, message: str = "", *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
@@ -102,13 +105,15 @@ class NonRetryableError(FastqError):
     """Raise in a handler: the job failed and no retry will help; it ends as FAILED."""
 
 
-class Snooze(FastqError):  # noqa: N818 - it is an instruction, not a failure
+class Snooze(FastqError):
     """Raise in a handler: not now, run me again in `seconds`; the attempt is given back (as in River)."""
+
+    seconds: float = 0.0
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"snoozed for {seconds} s")
         self.seconds = seconds
 
 
-class Cancel(FastqError):  # noqa: N818 - it is an instruction, not a failure
+class Cancel(FastqError):
     """Raise in a handler: the job is not wanted any more; it ends as CANCELLED (as in River)."""

@@ -1,0 +1,67 @@
+"""fastq: a prefork worker pool for Python programs that already have Postgres.
+
+The public names are loaded when they are first used, so that importing an app in a child loads no database driver.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastq.app import App, Handler
+    from fastq.child import CurrentJob, current_job
+    from fastq.client import AsyncClient, Client
+    from fastq.errors import (
+        AppImportError,
+        Cancel,
+        ChildrenError,
+        ConfigError,
+        DatabaseError,
+        DuplicateJob,
+        EmbeddedError,
+        FastqError,
+        InvalidJob,
+        NoCurrentJob,
+        NonRetryableError,
+        NotFound,
+        RetryableError,
+        SchemaError,
+        Snooze,
+        UnknownKind,
+        WaitTimeout,
+    )
+    from fastq.evidence import describe
+    from fastq.job import Job, NewJob, Status
+    from fastq.serving import serving
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "app": ("App", "Handler"),
+    "child": ("CurrentJob", "current_job"),
+    "client": ("AsyncClient", "Client"),
+    "errors": (
+        "AppImportError", "Cancel", "ChildrenError", "ConfigError", "DatabaseError", "DuplicateJob", "EmbeddedError",
+        "FastqError", "InvalidJob", "NoCurrentJob", "NonRetryableError", "NotFound", "RetryableError", "SchemaError",
+        "Snooze", "UnknownKind", "WaitTimeout",
+    ),
+    "evidence": ("describe",),
+    "job": ("Job", "NewJob", "Status"),
+    "serving": ("serving",),
+}  # fmt: skip
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [*sorted(_HOME), "__version__"]  # noqa: PLE0604 - the names are strings
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fastq' has no attribute {name!r}")
+    value = getattr(import_module(f"fastq.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

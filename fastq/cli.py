@@ -1,0 +1,264 @@
+"""The commands: `fastq-master`, and `fastq` for everything else. Arguments become a config, then something runs.
+
+Exit status: 0 well; 3 the app could not be imported; 4 configuration, database or schema wrong; 5 children could not be
+kept alive; 1 anything unexpected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from fastq import __version__, logs, schema
+from fastq.config import Config, parse_address
+from fastq.database import Database
+from fastq.errors import AppImportError, ConfigError, FastqError
+from fastq.events import Emit, Event, MasterStarted
+from fastq.evidence import describe
+from fastq.text import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+DEFAULTS = Config(app="-")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with our exit status for wrong arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line."""
+        self.exit(ConfigError.exit_status, f"{self.prog}: {message} (see --help)\n")
+
+
+def master(argv: Sequence[str] | None = None) -> int:
+    """Run `fastq-master`."""
+    parser = Parser(prog="fastq-master", description="Run jobs from Postgres in isolated child processes.")
+    _add_master_options(parser)
+    return _guarded(lambda: run_master(parser.parse_args(argv)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `fastq`."""
+    parser = Parser(prog="fastq", description="fastq: a worker pool on Postgres.")
+    parser.add_argument("--version", action="version", version=f"fastq {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (
+        ("master", "run jobs (the same as fastq-master)"),
+        ("init", "create or update the schema"),
+        ("show", "show a job and how its runs ended"),
+        ("demo", "see sixteen children run real jobs, and what a crash looks like"),
+    ):
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        if name == "master":
+            _add_master_options(command)
+        else:
+            command.add_argument("--dsn", help="connection string (default: FASTQ_DSN, DATABASE_URL, PG*, embedded)")
+        if name == "show":
+            command.add_argument("job", type=int, help="id of the job")
+        if name == "demo":
+            command.add_argument("--procs", type=int, default=16, help="children (default: 16)")
+            command.add_argument(
+                "--keep", action="store_true", help="leave the master running at the end, to look around"
+            )
+    args = parser.parse_args(argv)
+    commands_by_name = {"master": run_master, "init": run_init, "show": run_show, "demo": run_demo}
+    return _guarded(lambda: commands_by_name[args.command](args))
+
+
+def _add_master_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--app",
+        help="module, module:name or file of your App (default: FASTQ_APP, then [tool.fastq] app in pyproject.toml)",
+    )
+    add("--procs", type=int, default=DEFAULTS.procs, help="children (default: %(default)s)")
+    add(
+        "--dsn",
+        help="connection string (default: FASTQ_DSN, DATABASE_URL, PG*, embedded); a password is safer in FASTQ_DSN",
+    )
+    add(
+        "--queue",
+        action="append",
+        default=[],
+        dest="queues",
+        metavar="NAME",
+        help="serve this queue; may be repeated (default: all)",
+    )
+    add(
+        "--metrics",
+        default="127.0.0.1:9187",
+        metavar="HOST:PORT",
+        help="where Prometheus scrapes, or off (default: %(default)s)",
+    )
+    add(
+        "--grace",
+        type=float,
+        default=DEFAULTS.grace,
+        metavar="S",
+        help="seconds for running jobs at a stop (default: %(default)g)",
+    )
+    add(
+        "--lease",
+        type=float,
+        default=DEFAULTS.lease,
+        metavar="S",
+        help="seconds of silence until others take over (default: %(default)g)",
+    )
+    add(
+        "--poll",
+        type=float,
+        default=DEFAULTS.poll,
+        metavar="S",
+        help="seconds between looks when nothing wakes us (default: %(default)g)",
+    )
+    add(
+        "--max-lost",
+        type=int,
+        default=DEFAULTS.max_lost,
+        metavar="N",
+        help="masters that a job may lose (default: %(default)s)",
+    )
+    add("--name", default="", help="a label for people")
+    add("--init", action="store_true", help="create or update the schema first")
+    add("--allow-native-threads", action="store_true", help="fork although libraries have started threads at import")
+    add("--log-json", action="store_true", help="log JSON lines")
+    add("--ready-fd", type=int, help=argparse.SUPPRESS)
+
+
+def run_master(args: argparse.Namespace) -> int:
+    """Serve until told to stop."""
+    config = Config(
+        app=args.app or os.environ.get("FASTQ_APP") or _app_of_project(),
+        metrics=parse_address(args.metrics),
+        queues=tuple(args.queues),
+        **{
+            name: getattr(args, name)
+            for name in (
+                "dsn",
+                "procs",
+                "grace",
+                "lease",
+                "poll",
+                "max_lost",
+                "name",
+                "init",
+                "allow_native_threads",
+                "log_json",
+            )
+        },
+    )
+    logs.set_up(as_json=config.log_json)
+    from fastq.master import Master  # noqa: PLC0415 - only a master needs a master
+    from fastq.metrics import Metrics, serve  # noqa: PLC0415
+
+    with Database(config.dsn) as database:
+        with database.connect() as connection:
+            if config.init:
+                schema.migrate(connection)
+            schema.check(connection)
+        metrics = Metrics(version=__version__)
+        listeners: list[Emit] = [metrics, logs.log]
+        if args.ready_fd is not None:
+            listeners.append(_say_ready(args.ready_fd))
+
+        def emit(event: Event) -> None:
+            for listener in listeners:
+                listener(event)
+
+        async def serve_jobs() -> None:
+            server = Master(config, database.dsn, str(database.address), emit)
+            metrics.gauges = server.gauges
+            if config.metrics is None:
+                await server.run()
+                return
+            url, stop = serve(metrics, config.metrics)
+            logs.LOG.info("metrics on %s", url)
+            try:
+                await server.run()
+            finally:
+                stop()
+
+        asyncio.run(serve_jobs())
+    return 0
+
+
+def _say_ready(fd: int) -> Emit:
+    """Return a listener that writes a line to `fd` when the master is up, as s6 and others expect it."""
+
+    def listen(event: Event) -> None:
+        nonlocal fd
+        if isinstance(event, MasterStarted) and fd >= 0:
+            with contextlib.suppress(OSError):  # nobody waits any more
+                os.write(fd, b"\n")
+                os.close(fd)
+            fd = -1
+
+    return listen
+
+
+def _app_of_project() -> str:
+    try:
+        project = tomllib.loads(Path("pyproject.toml").read_text())
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"pyproject.toml: {error}") from None
+    for name in ("tool", "fastq"):
+        project = project.get(name, {})
+        if not isinstance(project, dict):
+            raise ConfigError(f"pyproject.toml: {name} is {project!r}, must be a table")
+    return str(project.get("app", ""))
+
+
+def run_init(args: argparse.Namespace) -> int:
+    """Create or update the schema."""
+    with Database(args.dsn) as database, database.connect() as connection:
+        applied = schema.migrate(connection)
+        print(f"{database.address}: {', '.join(applied) or 'up to date'}")
+    return 0
+
+
+def run_show(args: argparse.Namespace) -> int:
+    """Show a job."""
+    from fastq.client import Client  # noqa: PLC0415
+
+    with Client(args.dsn) as client:
+        job = client.get(args.job)
+    phase = f" ({job.phase})" if job.phase else ""
+    print(f"#{job.id} {job.kind} in {job.queue}, priority {job.priority}: {job.status}{phase}, attempt {job.attempt}")
+    for name in ("created_at", "run_at", "started_at", "finished_at"):
+        if (value := getattr(job, name)) is not None:
+            print(f"  {name:<12}{value.isoformat()}")
+    if job.error:
+        print(describe(job.error, job.evidence))
+    return 0
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Show what fastq does."""
+    from fastq.demo import demo  # noqa: PLC0415
+
+    return demo(args.dsn, procs=args.procs, keep=args.keep)
+
+
+def _guarded(run: Callable[[], int]) -> int:
+    """Run, and turn an error of ours into one line and its exit status."""
+    try:
+        return run()
+    except AppImportError as error:
+        if error.traceback:
+            print(error.traceback, end="", file=sys.stderr)
+        print(f"fastq: {one_line(error)}", file=sys.stderr)
+        return error.exit_status
+    except FastqError as error:
+        print(f"fastq: {one_line(error)}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,226 @@
+"""Writes outcomes: gathers packets that have ended, decides about their runs, and ends their leases in fenced batches.
+
+One statement is under way at a time; what ends meanwhile makes the next batch. A batch whose answer was lost is sent
+again: the fence makes that harmless. What is refused is looked up: applied already, or stale and dropped. A batch that
+Postgres will not take is halved until the one outcome is found that it refuses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from itertools import compress
+from time import CLOCK_BOOTTIME, clock_gettime_ns, monotonic
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+import psycopg
+
+from fastq.batch import Batch, release
+from fastq.events import OutcomesRefused, OutcomesWritten, RunFailed, RunsEnded
+from fastq.inflight import NEVER
+from fastq.outcome import End
+from fastq.store import Lost
+from fastq.text import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from uuid import UUID
+
+    from fastq.events import Emit
+    from fastq.inflight import Inflight, Key, Packet
+    from fastq.job import Kind
+    from fastq.store import Connection
+
+GATHER_SECONDS = 0.004
+"""How long outcomes gather while more are on their way."""
+
+BATCH_PACKETS = 15
+"""So many packets go out without gathering more."""
+
+BATCH_JOBS = 2000
+"""Runs in one statement at most."""
+
+WRITE_SECONDS = 15.0
+"""Deadline of a statement."""
+
+FINAL = ("DONE", "FAILED", "PANIC", "CANCELLED")
+
+
+class Completer:
+    """Takes packets that have ended and writes what became of their runs."""
+
+    def __init__(
+        self, worker: UUID, kinds: Sequence[Kind], inflight: Inflight, connection: Connection, emit: Emit,
+        *, claiming: Callable[[], UUID | None], drop: Callable[[Packet], None],
+    ) -> None:  # fmt: skip
+        self._worker = worker
+        self._kinds = kinds
+        self._inflight = inflight
+        self._connection = connection
+        self._emit = emit
+        self._claiming = claiming
+        self._drop = drop
+        self._ended: dict[Packet, None] = {}  # in order
+        self._splits: list[tuple[Key, list[tuple[int, int]]]] = []
+        self._refused: WeakSet[Packet] = WeakSet()
+        self._doubt = False
+        self._changed = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._settled.set()
+        self.finished = 0
+        self.released = 0
+
+    def finish(self, packet: Packet) -> None:
+        """Take a packet whose runs have all ended."""
+        self._ended[packet] = None
+        self._stir()
+
+    def split(self, parts: list[Packet]) -> None:
+        """Break a leased packet up, its last part keeping its number. Parts may be broken up again meanwhile."""
+        self._splits.append((parts[-1].key, [(part.number, job_id) for part in parts for job_id in part.job_ids]))
+        self._stir()
+
+    def doubt(self) -> None:
+        """Ask which of our leases still stand, before anything else is written."""
+        self._doubt = True
+        self._stir()
+
+    async def settled(self) -> None:
+        """Wait until everything given so far is written."""
+        await self._settled.wait()
+
+    def _stir(self) -> None:
+        self._settled.clear()
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Write for ever."""
+        last = 0.0
+        while True:
+            await self._changed.wait()
+            if len(self._ended) < BATCH_PACKETS and monotonic() - last < GATHER_SECONDS:
+                await asyncio.sleep(GATHER_SECONDS)
+            self._changed.clear()
+            try:
+                await self._write_all()
+            except Lost:
+                self._changed.set()
+                continue
+            last = monotonic()
+            if not self._changed.is_set():
+                self._settled.set()
+
+    async def _write_all(self) -> None:
+        """Write all there is, in the order that the database needs: breaks, doubts, ends."""
+        while self._splits:
+            (token, number), jobs = self._splits[0]
+            await self._connection.fetch(
+                "split_packet", WRITE_SECONDS, worker=self._worker, token=token, number=number,
+                numbers=[part for part, _ in jobs], job_ids=[job_id for _, job_id in jobs],
+            )  # fmt: skip
+            self._splits.pop(0)
+        if self._doubt:
+            await self._resolve()
+            self._doubt = False
+        while self._ended and not self._splits:
+            await self._write(self._next_batch())
+
+    def _next_batch(self) -> list[Packet]:
+        batch, room = [], BATCH_JOBS
+        for packet in self._ended:
+            batch.append(packet)
+            room -= len(packet.job_ids)
+            if room <= 0:
+                break
+        return batch
+
+    async def _write(self, packets: Sequence[Packet]) -> None:
+        """Write a batch; halve it if Postgres refuses something in it."""
+        batch = Batch(packets, self._kinds, clock_gettime_ns(CLOCK_BOOTTIME), random.random)
+        begun = monotonic()
+        try:
+            rows = await self._connection.fetch("end_runs", WRITE_SECONDS, worker=self._worker, **batch.parameters())
+        except psycopg.Error as error:
+            await self._write_refused(packets, error)
+            return
+        applied = {(token, number) for token, number in rows}
+        if len(applied) < len(packets):
+            applied |= await self._look_up([packet for packet in packets if packet.key not in applied])
+        jobs = self._tell(batch, applied)
+        self._emit(OutcomesWritten(jobs, monotonic() - begun))
+
+    async def _write_refused(self, packets: Sequence[Packet], error: psycopg.Error) -> None:
+        half = len(packets) // 2
+        if half:
+            await self._write(packets[:half])
+            await self._write(packets[half:])
+            return
+        (packet,) = packets
+        if len(packet.job_ids) > 1:
+            parts = self._inflight.split(packet, *[1] * (len(packet.job_ids) - 1))
+            self.split(parts)
+            for part in parts:
+                self.finish(part)
+            return
+        if packet in self._refused:
+            raise error  # it is not the outcome that is wrong, and saying it again would not help
+        self._refused.add(packet)
+        packet.ends = [End.NON_RETRYABLE]
+        packet.said = {}
+        packet.found = {packet.job_ids[0]: (f"Postgres refused its outcome: {one_line(error)}", None)}
+        await self._write([packet])
+
+    async def _look_up(self, refused: Sequence[Packet]) -> set[Key]:
+        """Return which of the packets without a lease were written before (the answer had been lost)."""
+        rows = await self._connection.fetch(
+            "applied", WRITE_SECONDS,
+            tokens=[packet.token for packet in refused], job_ids=[packet.job_ids[0] for packet in refused],
+        )  # fmt: skip
+        there = {(token, job_id) for token, job_id in rows}
+        return {packet.key for packet in refused if (packet.token, packet.job_ids[0]) in there}
+
+    def _tell(self, batch: Batch, applied: set[Key]) -> int:
+        """Forget the packets, tell what became of them, and return how many runs were written."""
+        refused = jobs = 0
+        for packet in batch.packets:
+            self._inflight.remove(packet)
+            self._ended.pop(packet, None)
+            if packet.key not in applied:
+                refused += len(packet.job_ids)
+                continue
+            jobs += len(packet.job_ids)
+            self._tell_packet(batch, packet)
+        if refused:
+            self._emit(OutcomesRefused(refused))
+        return jobs
+
+    def _tell_packet(self, batch: Batch, packet: Packet) -> None:
+        kind, counts = self._kinds[packet.kind].name, batch.counts(packet)
+        self.released += counts.get("RELEASED", 0)
+        self.finished += sum(counts.get(outcome, 0) for outcome in FINAL)
+        claimed = packet.claimed_at
+        ran = [began != NEVER for began in packet.started]
+        waits = [wait + (began - claimed) / 1e9 for wait, began in zip(packet.waits, packet.started, strict=True)]
+        self._emit(
+            RunsEnded(
+                kind, counts, list(compress((took / 1e9 for took in packet.elapsed), ran)), list(compress(waits, ran))
+            )
+        )
+        for job_id, row in batch.failures(packet):
+            self._emit(RunFailed(job_id, kind, packet.attempt, row.name, row.error or ""))
+
+    async def _resolve(self) -> None:
+        """Ask which leases stand: runs whose lease is gone are killed, leases of which we know nothing are released."""
+        asked = clock_gettime_ns(CLOCK_BOOTTIME)
+        rows = await self._connection.fetch("leases", WRITE_SECONDS, worker=self._worker)
+        standing = {(token, number): jobs for token, number, jobs in rows}
+        claiming = self._claiming()
+        for packet in self._inflight.lost(standing.keys(), asked):
+            if packet not in self._ended:
+                self._drop(packet)
+                self._inflight.remove(packet)
+        known = {packet.key for packet in self._inflight}
+        strangers = [(*key, jobs) for key, jobs in standing.items() if key not in known and key[0] != claiming]
+        if strangers:
+            await self._connection.fetch("end_runs", WRITE_SECONDS, worker=self._worker, **release(strangers))

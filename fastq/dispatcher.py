@@ -1,0 +1,366 @@
+"""Pairs jobs with children: sends packets, reads results, takes back what a child has not started.
+
+A child that is idle gets work at once. A child that is busy with quick work is sent its next packet ahead, so that it
+never waits for us; it stays in the kernel's queue and can be taken back. Nothing waits behind a long job that an idle
+child could run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from math import inf
+from time import CLOCK_BOOTTIME, clock_gettime_ns
+from typing import TYPE_CHECKING
+
+from fastq import wire
+from fastq.channel import memory_file
+from fastq.children import Phase
+from fastq.events import Recalled
+from fastq.outcome import End
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from fastq.children import Child, Children
+    from fastq.events import Emit
+    from fastq.inflight import Inflight, Pace, Packet
+    from fastq.job import Kind
+
+AHEAD_SECONDS = 0.02
+"""A packet that takes no longer is sent to a child that is busy with another such."""
+
+PREFETCH_SECONDS = 0.2
+"""We hold what all children together finish in this time."""
+
+HELD_JOBS = 4000
+"""We hold no more than this, however fast the jobs."""
+
+STUCK_NS = 5_000_000
+"""A packet ahead is taken back for an idle child when the one before it has made no progress for this long."""
+
+LATE_NS = 100_000_000
+"""The outcomes of a packet that is still running are written when they have waited this long for its end."""
+
+
+class Dispatcher:
+    """Feeds the children."""
+
+    def __init__(
+        self,
+        kinds: Sequence[Kind],
+        paces: Sequence[Pace],
+        children: Children,
+        inflight: Inflight,
+        emit: Emit,
+        *,
+        split: Callable[[list[Packet]], None],
+        finish: Callable[[Packet], None],
+        want: Callable[[], None],
+        kill: Callable[[Child, str], None],
+        load: Callable[[Child, Packet], None],
+    ) -> None:
+        self._kinds = kinds
+        self._paces = paces
+        self._children = children
+        self._inflight = inflight
+        self._emit = emit
+        self._split = split
+        self._finish = finish
+        self._want = want
+        self._kill = kill
+        self._load = load
+        self._backlog: tuple[deque[Packet], ...] = tuple(deque() for _ in range(4))
+        self._waiting = 0
+        self._draining = False
+        self.held = False
+        """Nothing is handed out while the lease may have run out."""
+
+    # What the leaser asks.
+
+    def room(self) -> int:
+        """Return how many jobs to claim: enough to keep all children busy for a moment, and no more."""
+        if self._draining or self.held:
+            return 0
+        held = self._inflight.jobs
+        target = min(HELD_JOBS, int(PREFETCH_SECONDS * len(self._children) / self._mean()))
+        if held <= target * 3 // 4:
+            return max(target - held, self.idle() - self._waiting)
+        return self.idle() - self._waiting
+
+    def idle(self) -> int:
+        """Return how many children wait for work."""
+        return sum(child.is_idle for child in self._children)
+
+    def suspects(self) -> int:
+        """Return how many suspects to claim: one for each idle child, or one to wait for the next that will be."""
+        waiting = any(packet.is_suspect for queue in self._backlog for packet in queue)
+        return self.idle() or (0 if waiting else 1)
+
+    def _mean(self) -> float:
+        """Return the mean run time of the kinds that are at work now; of all, when none is."""
+        kinds = {packet.kind for child in self._children for packet in child.packets} or range(len(self._paces))
+        return max((self._paces[kind].mean for kind in kinds), default=0.05)
+
+    # Work comes in.
+
+    def deliver(self, packets: Sequence[Packet]) -> None:
+        """Take packets of a claim."""
+        for packet in packets:
+            queue = self._backlog[packet.priority - 1]
+            if packet.is_suspect:
+                queue.appendleft(packet)  # or it would never come to a child that is idle
+            else:
+                queue.append(packet)
+            self._waiting += 1
+        self.feed()
+
+    def feed(self) -> None:
+        """Give work to every child that should have some: the idle first, then those that soon will be."""
+        if self._draining or self.held:
+            return
+        now = clock_gettime_ns(CLOCK_BOOTTIME)
+        for child in self._children:
+            if not self._waiting:
+                break
+            if child.is_idle and (packet := self._next(idle=True, now=now)):
+                self._send(child, packet, now)
+        for child in self._children:
+            if not self._waiting:
+                break
+            self._feed_ahead(child, now)
+        self._want()
+
+    def _top_up(self, child: Child) -> None:
+        """Give a child that has just reported what it should have."""
+        if not self._waiting or self._draining or self.held:
+            return
+        now = clock_gettime_ns(CLOCK_BOOTTIME)
+        if child.is_idle and (packet := self._next(idle=True, now=now)):
+            self._send(child, packet, now)
+        self._feed_ahead(child, now)
+
+    def _feed_ahead(self, child: Child, now: int) -> None:
+        if child.phase is Phase.READY and len(child.packets) == 1 and self._is_short(child.packets[0]):
+            packet = self._next(idle=False, now=now)
+            if packet:
+                self._send(child, packet, now)
+
+    def _is_short(self, packet: Packet) -> bool:
+        return (
+            not packet.is_big
+            and not packet.is_suspect
+            and self._paces[packet.kind].mean * len(packet.job_ids) <= AHEAD_SECONDS
+        )
+
+    def _next(self, *, idle: bool, now: int) -> Packet | None:
+        """Take the next packet from the backlog; for a busy child only one that may wait behind another."""
+        for queue in self._backlog:
+            while queue:
+                packet = queue[0]
+                if not idle and not self._is_short(packet):
+                    return None
+                queue.popleft()
+                self._waiting -= 1
+                if not self._is_overdue(packet, now):
+                    return packet
+                packet.end_all(End.OVERDUE)
+                self._finish(packet)
+        return None
+
+    def _is_overdue(self, packet: Packet, now: int) -> bool:
+        deadline = packet.limits.deadline_in
+        return deadline is not None and now - packet.claimed_at >= deadline * 1e9
+
+    def _send(self, child: Child, packet: Packet, now: int) -> None:
+        if packet.is_big:
+            child.loading = packet
+            self._load(child, packet)
+            return
+        if not child.packets:
+            child.since = now
+        self._put(child, packet, None)
+
+    def loaded(self, child: Child, packet: Packet, payload: bytes | None) -> None:
+        """Send a packet whose long payload has been fetched (None: its job was deleted meanwhile)."""
+        if child.loading is not packet:
+            return
+        child.loading = None
+        if payload is None or packet not in self._inflight:
+            self._inflight.remove(packet)
+            return
+        child.since = clock_gettime_ns(CLOCK_BOOTTIME)
+        fd = memory_file(payload)
+        self._put(child, packet, fd)
+        os.close(fd)
+
+    def _put(self, child: Child, packet: Packet, payload: int | None) -> None:
+        data = wire.pack(packet.token.bytes, packet.kind, packet.attempt, packet.job_ids, packet.sizes, packet.body)
+        if child.channel.send(data, payload):
+            child.packets.append(packet)
+        else:  # it is dying, and its death will say so
+            child.phase = Phase.LEAVING
+            self._put_back(packet)
+
+    # Results come in.
+
+    def read(self, child: Child) -> bool:
+        """Take in what a child has reported; whether there was anything."""
+        data = child.channel.read_results()
+        if not data:
+            return False
+        try:
+            self._note(child, child.channel.frames.feed(data))
+            child.channel.frames.check()
+        except wire.ProtocolError:
+            self._kill(child, "protocol")
+            return True
+        self._top_up(child)
+        self._want()
+        return True
+
+    def _note(self, child: Child, frames: wire.Frames) -> None:
+        """Book what a child has reported with the packets it was sent, in order."""
+        at, stop = 0, len(frames.ends)
+        if stop and frames.ends[0] == wire.READY and child.phase is Phase.STARTING:
+            child.phase, at = Phase.READY, 1
+        while at < stop:
+            if not child.packets:
+                raise wire.ProtocolError("a result without a job")
+            packet = child.packets[0]
+            done = len(packet.ends)
+            runs = slice(at, min(stop, at + len(packet.job_ids) - done))
+            ends = frames.ends[runs]
+            if list(frames.job_ids[runs]) != packet.job_ids[done : done + len(ends)] or max(ends) > End.UNSTARTED:
+                raise wire.ProtocolError("a result of another job")
+            packet.ends += ends
+            packet.started += frames.started[runs]
+            packet.elapsed += frames.elapsed[runs]
+            if frames.bodies:
+                packet.said |= {
+                    job_id: frames.bodies[job_id] for job_id in frames.job_ids[runs] if job_id in frames.bodies
+                }
+            if any(frames.flags[runs]):
+                self._paces[packet.kind].note(1, max(frames.elapsed[runs]) / 1e9, slow=True)
+            at += len(ends)
+            child.runs += len(ends)
+            child.since = packet.started[-1] + packet.elapsed[-1]
+            if packet.is_done:
+                child.packets.popleft()
+                self._done(packet)
+
+    def _done(self, packet: Packet) -> None:
+        """Hand a finished packet on; what its child gave back unstarted goes to others."""
+        ran = packet.ends.index(End.UNSTARTED) if End.UNSTARTED in packet.ends else len(packet.ends)
+        if ran < len(packet.ends):
+            parts = self._inflight.split(packet, ran)
+            rest = parts[-1]
+            rest.forget_ends()
+            self._put_back(rest)
+            if rest is parts[0]:
+                return
+            self._split(parts)
+            packet = parts[0]
+        self._paces[packet.kind].note(ran, sum(packet.elapsed) / 1e9)
+        self._finish(packet)
+
+    def _put_back(self, packet: Packet) -> None:
+        if packet not in self._inflight:  # its lease is lost, and with it every job of it
+            return
+        self._backlog[packet.priority - 1].appendleft(packet)
+        self._waiting += 1
+
+    # Work is taken back.
+
+    def recall(self, child: Child) -> int:
+        """Take back the packets a child has not started; return how many jobs they hold.
+
+        Which these are the kernel says: while we take one, the child may take the next.
+        """
+        recalled = {wire.unpack(data).job_ids[0] for data in child.channel.recall()}
+        taken_back = [packet for packet in reversed(child.packets) if packet.job_ids[0] in recalled]
+        child.packets = deque(packet for packet in child.packets if packet not in taken_back)
+        if child.loading is not None:
+            taken_back.append(child.loading)
+            child.loading = None
+        for packet in taken_back:
+            self._put_back(packet)
+        jobs = sum(len(packet.job_ids) for packet in taken_back)
+        if jobs:
+            self._emit(Recalled(jobs))
+        return jobs
+
+    def gone(self, child: Child) -> Packet | None:
+        """Settle the account of a dead child: its last results count, and what it had not started goes to others.
+
+        Returns a packet of one job, the one it was running when it died, or None.
+        """
+        while self.read(child):
+            pass
+        if child.phase is Phase.READY:
+            child.phase = Phase.LEAVING  # its pidfd may not have told us yet; nothing may be sent to it any more
+        self.recall(child)
+        if not child.packets:
+            return None
+        packet = child.packets.popleft()
+        if packet not in self._inflight:  # its lease is lost, and with it every job of it
+            return None
+        assert not child.packets, "a child takes one packet at a time"
+        parts = self._inflight.split(packet, len(packet.ends), 1)
+        if len(parts) > 1:
+            self._split(parts)
+        if parts[0].is_done:
+            self._finish(parts.pop(0))
+        culprit = parts.pop(0)
+        if parts:
+            self._put_back(parts[0])
+        return culprit
+
+    def drain(self) -> list[Packet]:
+        """Hand out nothing any more and return all that has not been started."""
+        self._draining = True
+        for child in self._children:
+            if child.channel is not None:
+                self.recall(child)
+        unstarted = [packet for queue in self._backlog for packet in queue]
+        for queue in self._backlog:
+            queue.clear()
+        self._waiting = 0
+        return unstarted
+
+    def drop(self, packet: Packet) -> None:
+        """Forget a packet whose lease is lost; a child that runs it is killed."""
+        for queue in self._backlog:
+            if packet in queue:
+                queue.remove(packet)
+                self._waiting -= 1
+        for child in self._children:
+            if packet in child.packets:
+                self._kill(child, "lease")
+
+    # Time passes.
+
+    def tick(self) -> None:
+        """Look at what time alone brings: runs over their limit, packets stuck behind one, outcomes that wait."""
+        now = clock_gettime_ns(CLOCK_BOOTTIME)
+        for child in self._children:
+            if not child.packets or child.phase is Phase.LEAVING:
+                continue
+            packet = child.packets[0]
+            if self._time_left(packet, child, now) < 0 and not self.read(child):
+                self._kill(child, "timeout")
+            elif len(child.packets) > 1 and now - child.since > STUCK_NS and self.idle():
+                self.recall(child)
+            elif packet.ends and not packet.is_done and now - packet.started[0] > LATE_NS:
+                parts = self._inflight.split(packet, len(packet.ends))
+                self._split(parts)
+                self._finish(parts[0])
+        if self._waiting:
+            self.feed()
+
+    def _time_left(self, packet: Packet, child: Child, now: int) -> float:
+        """Return the seconds that the present run of a child has left, by its time limit and its deadline."""
+        own, deadline = packet.limits.timeout, packet.limits.deadline_in
+        timeout = self._kinds[packet.kind].timeout if own is None else own
+        left = inf if timeout is None else timeout - (now - child.since) / 1e9
+        return left if deadline is None else min(left, deadline - (now - packet.claimed_at) / 1e9)

@@ -1,0 +1,179 @@
+"""What can happen in a master. Services emit these; `fastq.metrics` counts them, `fastq.logs` words them.
+
+What happens for every job is told once per packet or per batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Event:
+    """Something that happened."""
+
+    __slots__ = ()
+
+
+Emit = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class MasterStarted(Event):
+    """The master is up: it has its database, its row and its children's template."""
+
+    app: str
+    procs: int
+    database: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class MasterStopping(Event):
+    """A stop was asked for; `how` is drain or quick."""
+
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class MasterStopped(Event):
+    """Everything is down. `released` jobs were given back."""
+
+    finished: int
+    released: int
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateReady(Event):
+    """The app is imported; children can be forked."""
+
+    pid: int
+    kinds: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateLost(Event):
+    """The template is gone, and its children with it."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChildBorn(Event):
+    """A child was forked."""
+
+    slot: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChildDied(Event):
+    """A child is gone. `reason` is stop, exit, signal, timeout, protocol or parent; `how` says it in words."""
+
+    slot: int
+    pid: int
+    reason: str
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output(Event):
+    """A child wrote lines to its stdout or stderr."""
+
+    slot: int
+    lines: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed(Event):
+    """A claim came back."""
+
+    jobs: int
+    packets: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunsEnded(Event):
+    """Runs of one kind ended, as DONE, FAILED, PANIC, CANCELLED, RETRY, RELEASED or SNOOZED."""
+
+    kind: str
+    outcomes: dict[str, int]
+    run_seconds: Sequence[float]
+    wait_seconds: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomesWritten(Event):
+    """A batch of outcomes was committed."""
+
+    jobs: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomesRefused(Event):
+    """Outcomes came from lost leases and were dropped."""
+
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunFailed(Event):
+    """A run did not end well."""
+
+    job_id: int
+    kind: str
+    attempt: int
+    outcome: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled(Event):
+    """Packets were taken back before a child had started them."""
+
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rescued(Event):
+    """A dead master's jobs were taken back; those lost too often became PANIC."""
+
+    worker: str
+    jobs: int
+    panics: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced(Event):
+    """This master has lost its leases; it drops everything and starts again under a new id."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseLost(Event):
+    """A connection failed; it is tried again."""
+
+    connection: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseBack(Event):
+    """A connection that had failed is there again."""
+
+    connection: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble(Event):
+    """Something unexpected that the master survived."""
+
+    where: str
+    traceback: str

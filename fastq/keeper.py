@@ -1,0 +1,171 @@
+"""Keeps time: the own heartbeat, other masters' deaths, and jobs that become due.
+
+The heartbeat has a connection to itself. A renewal counts from the moment before it was sent; from it follows the
+deadline that the template guards by: past it, no child of ours runs. Another master is taken for dead when its
+heartbeat number has not changed for a whole lease on our own clock (no two clocks are ever compared), or when its lock
+file proves it. Then it is revoked, and in a statement of its own, so that no claim in flight is missed, its leases are
+taken back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from time import CLOCK_BOOTTIME, clock_gettime_ns
+from typing import TYPE_CHECKING
+
+from fastq import lifeline
+from fastq.errors import FastqError
+from fastq.events import Rescued
+from fastq.store import Lost
+
+if TYPE_CHECKING:
+    import mmap
+    from collections.abc import Callable
+    from uuid import UUID
+
+    from fastq.config import Config
+    from fastq.events import Emit
+    from fastq.store import Connection
+
+HEARTBEAT_SECONDS = 2.0
+"""Deadline of a heartbeat."""
+
+MARGIN = 0.2
+"""Share of the lease by which the guard is early."""
+
+RESCUE_SECONDS = 2.0
+"""Between two looks at the other masters."""
+
+RESCUE_PACKETS = 200
+"""Leases taken back in one statement."""
+
+DUE_JOBS = 1000
+"""Jobs moved to ready in one statement."""
+
+DUE_SECONDS = 1.0
+"""Between two looks at what is due, unless something is due earlier."""
+
+STATEMENT_SECONDS = 15.0
+
+
+class FencedError(FastqError):
+    """This master was revoked: others have its jobs."""
+
+
+class Keeper:
+    """Does what has to be done from time to time."""
+
+    def __init__(
+        self, config: Config, worker: UUID, deadline: mmap.mmap, heart: Connection, connection: Connection, emit: Emit,
+        *, woken: Callable[[], None], hold: Callable[[bool], None],
+    ) -> None:  # fmt: skip
+        self._config = config
+        self._worker = worker
+        self._deadline = deadline
+        self._heart = heart
+        self._connection = connection
+        self._emit = emit
+        self._woken = woken
+        self._hold = hold
+        self._host = lifeline.host_id()
+        self._seen: dict[UUID, tuple[int, int]] = {}
+        self._due_called = asyncio.Event()
+
+    async def beat(self) -> None:
+        """Renew the lease for ever. Raises FencedError when it has been taken."""
+        pause = self._config.lease / 3
+        while True:
+            try:
+                await self.renew()
+            except Lost:
+                self._hold(self.is_over())
+                await asyncio.sleep(0.2)
+                continue
+            self._hold(False)
+            await asyncio.sleep(pause)
+
+    async def renew(self) -> None:
+        """Say once that we live."""
+        sent = clock_gettime_ns(CLOCK_BOOTTIME)
+        if not await self._heart.fetch("heartbeat", HEARTBEAT_SECONDS, worker=self._worker):
+            raise FencedError("this master was revoked: its heartbeat did not reach the database for a whole lease")
+        self._deadline[:] = struct.pack("<q", sent + int(self._config.lease * (1 - MARGIN) * 1e9))
+
+    def is_over(self) -> bool:
+        """Whether the lease may have run out."""
+        return bool(clock_gettime_ns(CLOCK_BOOTTIME) > struct.unpack("<q", self._deadline[:])[0])
+
+    def due_soon(self) -> None:
+        """Say that something new may be waiting."""
+        self._due_called.set()
+
+    async def move_due(self) -> None:
+        """Move jobs to ready when they are due, for ever."""
+        while True:
+            self._due_called.clear()
+            pause = DUE_SECONDS
+            try:
+                ((moved, next_in),) = await self._connection.fetch("due", STATEMENT_SECONDS, jobs=DUE_JOBS)
+                if moved:
+                    await self._wake()
+                    continue
+                if next_in is not None:
+                    pause = min(pause, max(0.001, next_in))
+            except Lost:
+                continue
+            try:
+                async with asyncio.timeout(pause):
+                    await self._due_called.wait()
+            except TimeoutError:
+                pass
+
+    async def rescue(self) -> None:
+        """Look after other masters, for ever."""
+        while True:
+            try:
+                await self._revoke_dead()
+                while await self._take_back():
+                    pass
+            except Lost:
+                continue
+            await asyncio.sleep(RESCUE_SECONDS)
+
+    async def _revoke_dead(self) -> None:
+        now = clock_gettime_ns(CLOCK_BOOTTIME)
+        rows = await self._connection.fetch("workers", STATEMENT_SECONDS, worker=self._worker)
+        self._seen = {
+            worker: seen if (seen := self._seen.get(worker)) and seen[0] == beat else (beat, now)
+            for worker, beat, revoked, _ in rows
+            if not revoked
+        }
+        silent = [worker for worker, (_, since) in self._seen.items() if now - since >= self._config.lease * 1e9]
+        proven = [
+            worker
+            for worker, _, revoked, host in rows
+            if not revoked and host == self._host and lifeline.is_dead(worker)
+        ]
+        dead = set(silent) | set(proven)
+        if dead:
+            beats = [self._seen[worker][0] for worker in dead]
+            rows = await self._connection.fetch("revoke", STATEMENT_SECONDS, workers=list(dead), heartbeats=beats)
+            for worker, _ in rows:
+                lifeline.forget(worker)
+
+    async def _take_back(self) -> bool:
+        """Take back one page of leases; whether there may be more."""
+        rows = await self._connection.fetch(
+            "rescue", STATEMENT_SECONDS, packets=RESCUE_PACKETS, max_lost=self._config.max_lost
+        )
+        for worker, jobs, panics, _ in rows:
+            self._emit(Rescued(str(worker), jobs, panics))
+        if rows:
+            await self._wake()
+            return True
+        await self._connection.fetch("forget_workers", STATEMENT_SECONDS)
+        return False
+
+    async def _wake(self) -> None:
+        """Tell ourselves, and other masters that sleep, that jobs have become ready."""
+        self._woken()
+        await self._connection.fetch("wake", STATEMENT_SECONDS)

@@ -1,0 +1,249 @@
+"""Claims jobs: how many, from which lanes, and when to sleep.
+
+Each claim starts at the last position seen in its lane, a hint in memory, so that dead entries which vacuum may not
+remove are not walked again. Rows may appear below it at any time (late commits, claims that rolled back), so the same
+claim also runs from the very front: before every sleep, after every reconnect, and otherwise as often as fits into
+a twentieth of the time, measured on itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from itertools import groupby
+from time import CLOCK_BOOTTIME, clock_gettime_ns, monotonic
+from typing import TYPE_CHECKING
+
+import orjson
+
+from fastq.events import Claimed
+from fastq.inflight import Packet
+from fastq.job import NO_LIMITS, Limits
+from fastq.store import Lost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from uuid import UUID
+
+    from psycopg.rows import TupleRow
+
+    from fastq.config import Config
+    from fastq.events import Emit
+    from fastq.inflight import Inflight, Pace
+    from fastq.job import Kind
+    from fastq.store import Connection
+
+CLAIM_JOBS = 500
+"""Jobs in one claim at most: beyond it a claim gets no cheaper per job, only later."""
+
+FRONT = -(2**63)
+"""Below every position."""
+
+FRONT_SHARE = 19
+"""A claim from the front may follow when so many times its length has passed: 5 % of the time."""
+
+LANES_SECONDS = 1.0
+"""Between two looks for lanes that we do not know, while those we know keep us busy."""
+
+LANES_KEPT = 16
+"""Lanes that are tried although nothing was in them when we last looked: the next job most likely comes there."""
+
+QUICK_POLLS = 0.005
+"""Seconds until the first look after falling asleep, doubled each time up to the slow poll: it covers transactions that
+asked whether anybody sleeps before we did."""
+
+AWAKE_SECONDS = 0.25
+"""So long without an empty claim, and a master no longer counts as one that sleeps."""
+
+CLAIM_SECONDS = 10.0
+"""Deadline of a claim."""
+
+SUSPECT = 10
+"""Lanes above hold jobs that have lost a master."""
+
+
+class Leaser:
+    """Keeps the dispatcher in jobs."""
+
+    def __init__(
+        self,
+        config: Config,
+        worker: UUID,
+        kinds: Sequence[Kind],
+        paces: Sequence[Pace],
+        inflight: Inflight,
+        connection: Connection,
+        emit: Emit,
+        *,
+        room: Callable[[], int],
+        suspects: Callable[[], int],
+        deliver: Callable[[list[Packet]], None],
+    ) -> None:
+        self._config = config
+        self._worker = worker
+        self._names = [kind.name for kind in kinds]
+        self._numbers = {kind.name: number for number, kind in enumerate(kinds)}
+        self._paces = paces
+        self._inflight = inflight
+        self._connection = connection
+        self._emit = emit
+        self._room = room
+        self._suspects = suspects
+        self._deliver = deliver
+        self._marks: dict[tuple[str, int], int] = {}
+        self._turn = 0
+        self._front_due = 0.0
+        self._lanes_due = 0.0
+        self._was_empty = True
+        self._asleep = False
+        self._called = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._busy_since = 0.0
+        self._stopping = False
+        self.token: UUID | None = None
+        """The token of the claim under way, if one is."""
+
+    def call(self) -> None:
+        """Say that work may have come."""
+        self._front_due = self._lanes_due = 0.0
+        self._called.set()
+
+    def want(self) -> None:
+        """Say that there may be room for more."""
+        self._wanted.set()
+
+    def stop(self) -> None:
+        """Claim no more; `run` returns when the claim under way has come back."""
+        self._stopping = True
+        self._wanted.set()
+        self._called.set()
+
+    async def run(self) -> None:
+        """Claim whenever there is room and sleep whenever there is nothing, until stopped."""
+        pause = QUICK_POLLS
+        while not self._stopping:
+            want = min(CLAIM_JOBS, self._room())
+            if want <= 0:
+                self._wanted.clear()
+                await self._wanted.wait()
+                continue
+            self._called.clear()
+            try:
+                if await self._claim_once(want):
+                    pause = QUICK_POLLS
+                    await self._stay_awake()
+                    continue
+                await self._fall_asleep()
+            except Lost:
+                self._front_due, self._asleep = 0.0, False
+                continue
+            await self._wait(pause)
+            pause = min(self._config.poll, pause * 2)
+
+    async def _claim_once(self, want: int) -> int:
+        """Claim from the marks, or from the front when that is due or the marks had nothing; return how many."""
+        if self._was_empty or monotonic() >= self._lanes_due:
+            await self._find_lanes()
+        begun = monotonic()
+        from_front = begun >= self._front_due
+        got = await self._claim(want, from_front=from_front)
+        if not got and not from_front:
+            from_front, begun = True, monotonic()
+            got = await self._claim(want, from_front=True)
+        if from_front:
+            now = monotonic()
+            self._front_due = now + FRONT_SHARE * (now - begun)
+        self._was_empty = not got
+        return got
+
+    async def _find_lanes(self) -> None:
+        rows = await self._connection.fetch("lanes", CLAIM_SECONDS)
+        self._lanes_due = monotonic() + LANES_SECONDS
+        queues = self._config.queues
+        found = [(queue, lane) for queue, lane in rows if not queues or queue in queues]
+        known = self._marks
+        lanes = dict.fromkeys([*found, *known])
+        self._marks = {lane: known.get(lane, FRONT) for lane in list(lanes)[: max(len(found), LANES_KEPT)]}
+
+    async def _claim(self, want: int, *, from_front: bool) -> int:
+        lanes = self._order()
+        if not lanes or want <= 0:
+            return 0
+        suspects = self._suspects()
+        caps = [want if lane < SUSPECT else suspects for _, lane in lanes]
+        self.token = uuid.uuid4()
+        begun = monotonic()
+        try:
+            rows = await self._connection.fetch(
+                "claim",
+                CLAIM_SECONDS,
+                worker=self._worker,
+                token=self.token,
+                queues=[queue for queue, _ in lanes],
+                lanes=[lane for _, lane in lanes],
+                marks=[FRONT if from_front else self._marks[lane] for lane in lanes],
+                caps=caps,
+                kinds=self._names,
+                weights=[1000 // pace.packet_size() for pace in self._paces],
+                want=want,
+            )
+            packets = [self._packet(row, self.token) for row in rows]
+            self._inflight.add(packets)
+        finally:
+            self.token = None
+        jobs = sum(len(packet.job_ids) for packet in packets)
+        self._emit(Claimed(jobs, len(packets), monotonic() - begun))
+        self._deliver(packets)
+        return jobs
+
+    def _order(self) -> list[tuple[str, int]]:
+        """Return the lanes in the order to try them: priorities strictly, queues within one in turns."""
+        self._turn += 1
+        lanes = []
+        for _, group in groupby(sorted(self._marks, key=_priority), key=_priority):
+            queues = list(group)
+            start = self._turn % len(queues)
+            lanes += queues[start:] + queues[:start]
+        return lanes
+
+    def _packet(self, row: TupleRow, token: UUID) -> Packet:
+        number, queue, lane, kind, attempt, lost, mark, job_ids, sizes, waits, body, limits, now = row
+        self._marks[queue, lane] = max(mark, self._marks.get((queue, lane), FRONT))
+        return Packet(
+            token, number, self._numbers[kind], attempt, lost, job_ids, sizes, waits, body or b"",
+            clock_gettime_ns(CLOCK_BOOTTIME), _limits(limits, now) if limits else NO_LIMITS, lane % SUSPECT,
+        )  # fmt: skip
+
+    async def _fall_asleep(self) -> None:
+        """Ask for a NOTIFY. What was enqueued while we asked is found by the quick polls that follow."""
+        self._busy_since = 0.0
+        if not self._asleep:
+            await self._connection.fetch("fall_asleep", CLAIM_SECONDS, worker=self._worker)
+            self._asleep = True
+
+    async def _stay_awake(self) -> None:
+        """Take the wish for a NOTIFY back once there is always work: each would cost its sender a lock."""
+        now = monotonic()
+        self._busy_since = self._busy_since or now
+        if self._asleep and now - self._busy_since > AWAKE_SECONDS:
+            await self._connection.fetch("wake_up", CLAIM_SECONDS, worker=self._worker)
+            self._asleep = False
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds * random.uniform(0.9, 1.1)):
+                await self._called.wait()
+        except TimeoutError:
+            pass
+
+
+def _limits(text: str, now: float) -> Limits:
+    """Read what a job has of limits of its own."""
+    fields = orjson.loads(text)
+    deadline = fields["deadline"]
+    return Limits(None if deadline is None else deadline - now, fields["timeout"], fields["max_attempts"])
+
+
+def _priority(lane: tuple[str, int]) -> int:
+    return lane[1] % SUSPECT

@@ -1,0 +1,399 @@
+"""One life of a master: its random id, its row in fastq.worker, its template with the children, and its leases.
+
+It ends when a stop is asked for, and also when the master is fenced or its template is lost: then everything of it
+goes, and the next life begins under a new id. The order of start, drain and end stands here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import os
+import signal
+import traceback
+import uuid
+from time import CLOCK_BOOTTIME, clock_gettime_ns, monotonic
+from typing import TYPE_CHECKING, Any
+
+from setproctitle import setproctitle
+
+from fastq import evidence, lifeline
+from fastq.children import Child, Children, Phase
+from fastq.completer import Completer
+from fastq.dispatcher import Dispatcher
+from fastq.events import MasterStarted, MasterStopped, MasterStopping, Trouble
+from fastq.inflight import Inflight, Pace, Packet
+from fastq.keeper import FencedError, Keeper
+from fastq.leaser import Leaser
+from fastq.nursery import Nursery
+from fastq.outcome import End
+from fastq.store import Connection, Listener, Lost, master_conninfo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from uuid import UUID
+
+    from fastq.config import Config
+    from fastq.events import Emit
+    from fastq.evidence import Death
+    from fastq.job import Kind
+
+TICK_SECONDS = 0.05
+"""How often the dispatcher looks at what time alone brings."""
+
+SLOW_TICK = 20
+"""Ticks between two looks at children, template and process title."""
+
+DOUBT_TICK = 100
+"""Ticks between two questions which leases stand: a claim that we gave up may be committed long after."""
+
+REGISTER_SECONDS = 10.0
+
+LOAD_SECONDS = 30.0
+"""Deadline for fetching a payload of up to 16 MiB."""
+
+FLUSH_SECONDS = 10.0
+"""How long a stop waits for the database to take the last outcomes; what it has not taken by then is rescued later."""
+
+CANCEL_SECONDS = 5.0
+"""How long services have to end."""
+
+LEAVE_SECONDS = 5.0
+"""How long idle children have for their stop hooks."""
+
+HIDDEN = ("FASTQ_DSN", "PGPASSWORD")
+"""Variables that children do not get. DATABASE_URL they keep: it is as much the app's as ours."""
+
+
+class Stop:
+    """The wish to stop: first drain, on a second request quick."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.quick = asyncio.Event()
+
+    async def within(self, seconds: float) -> None:
+        """Wait for a stop, but no longer than this."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.asked.wait()
+
+    def ask(self, how: str) -> None:
+        """Ask for a stop; a second time makes it quick."""
+        if how == "quick" or self.asked.is_set():
+            self.quick.set()
+        self.asked.set()
+
+
+class Life:
+    """One life of a master: everything that goes when it is fenced."""
+
+    def __init__(self, config: Config, dsn: Callable[[], str], database: str, stop: Stop, emit: Emit) -> None:
+        self._config = config
+        self._database = database
+        self._stop = stop
+        self._emit = emit
+        self._worker = uuid.uuid4()
+        name = config.name or "fastq-master"
+
+        def conninfo() -> str:
+            return master_conninfo(dsn(), name)
+
+        self._claims, self._outcomes, self._heart = (
+            Connection(n, conninfo, emit) for n in ("claims", "outcomes", "heartbeat")
+        )
+        self._listener = Listener(conninfo, self._call, emit)
+        self._children = Children(config.procs)
+        self._inflight = Inflight()
+        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._deadline = os.memfd_create("fastq-deadline", os.MFD_CLOEXEC)
+        os.truncate(self._deadline, 8)
+        self._word = mmap.mmap(self._deadline, 8)
+        self._lifeline = lifeline.Lifeline(self._worker)
+        self._kinds: list[Kind] = []
+        self._is_known = False
+        """Whether there may be a row of ours, and leases, that somebody might have to take back."""
+
+    def gauges(self) -> dict[str, Any]:
+        """Return what is the case now, for the metrics."""
+        return {"children": self._children.count(), "target": self._children.target, "leased": self._inflight.jobs}
+
+    async def run(self) -> None:
+        """Live until a stop is asked for, or until this life cannot go on."""
+        self._nursery = Nursery(
+            self._config, self._children, self._emit,
+            on_results=self._on_results, on_doomed=self._on_doomed, on_death=self._on_death, on_lost=self._fail,
+        )  # fmt: skip
+        try:
+            environ = {name: value for name, value in os.environ.items() if name not in HIDDEN}
+            for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+                environ.setdefault(name, "1")
+            kinds = await self._unless_stopped(self._nursery.start(self._deadline, self._lifeline.fd, environ))
+            if kinds is None:
+                return
+            self._assemble(kinds)
+            if not await self._register():
+                return
+            self._begin()
+            await self._serve()
+        finally:
+            await self._close()
+
+    async def _serve(self) -> None:
+        try:
+            await self._unless_stopped(self._end)
+            await self._drain()
+        except FencedError:
+            raise  # nothing is ours any more
+        except Exception:
+            await self._hand_over()  # whatever has ended this life, its jobs are not to wait for it
+            raise
+
+    def _assemble(self, kinds: list[Kind]) -> None:
+        """Make the services; each gets what it needs of the others as plain functions."""
+        self._kinds = kinds
+        paces = [Pace() for _ in kinds]
+        self._completer = Completer(
+            self._worker, kinds, self._inflight, self._outcomes, self._emit,
+            claiming=self._claiming, drop=self._drop,
+        )  # fmt: skip
+        self._dispatcher = Dispatcher(
+            kinds, paces, self._children, self._inflight, self._emit,
+            split=self._completer.split, finish=self._completer.finish, want=self._want,
+            kill=self._nursery.kill, load=self._load,
+        )  # fmt: skip
+        self._leaser = Leaser(
+            self._config, self._worker, kinds, paces, self._inflight, self._claims, self._emit,
+            room=self._dispatcher.room, suspects=self._dispatcher.suspects, deliver=self._dispatcher.deliver,
+        )  # fmt: skip
+        self._keeper = Keeper(
+            self._config, self._worker, self._word, self._heart, self._claims, self._emit,
+            woken=self._leaser.call, hold=self._hold,
+        )  # fmt: skip
+        for connection in (self._claims, self._outcomes, self._heart):
+            connection.on_reconnect = self._completer.doubt
+
+    async def _register(self) -> bool:
+        """Make the row of this life; False when a stop was asked for before the database took it."""
+        row = {"worker": self._worker, "pid": os.getpid(), "host": lifeline.host_id(), "name": self._config.name}
+        self._is_known = True
+        while not self._stop.asked.is_set():
+            try:
+                await self._claims.fetch("register", REGISTER_SECONDS, **row)
+                await self._keeper.renew()
+            except Lost:
+                continue
+            return True
+        return False
+
+    def _begin(self) -> None:
+        self._nursery.fill()
+        self._leasing = self._start(self._leaser.run())
+        for work in (
+            self._completer.run, self._keeper.beat, self._keeper.rescue, self._keeper.move_due,
+            self._listener.run, self._tick,
+        ):  # fmt: skip
+            self._start(work())
+        self._emit(MasterStarted(self._config.app, self._config.procs, self._database, str(self._worker)))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=getattr(work, "__qualname__", None))
+        task.add_done_callback(self._on_task_end)
+        self._tasks.append(task)
+        return task
+
+    def _on_task_end(self, task: asyncio.Task[None]) -> None:
+        """No service ends by itself: whatever one raises ends this life, and never silently."""
+        self._tasks.remove(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if not isinstance(error, FencedError):
+            self._emit(Trouble(task.get_name(), "".join(traceback.format_exception(error))))
+        self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._end.done():
+            self._end.set_exception(error)
+
+    async def _unless_stopped(self, work: Any) -> Any:
+        """Wait for `work` or for a stop, whichever comes first."""
+        stop = asyncio.ensure_future(self._stop.asked.wait())
+        work = asyncio.ensure_future(work)
+        await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if work.done():
+            return work.result()
+        if work is not self._end:
+            work.cancel()
+        return None
+
+    # What happens meanwhile.
+
+    def _claiming(self) -> UUID | None:
+        return self._leaser.token
+
+    def _drop(self, packet: Packet) -> None:
+        self._dispatcher.drop(packet)
+
+    def _want(self) -> None:
+        self._leaser.want()
+
+    def _call(self) -> None:
+        self._leaser.call()
+        self._keeper.due_soon()
+
+    def _on_results(self, child: Child) -> None:
+        self._dispatcher.read(child)
+
+    def _on_doomed(self, child: Child) -> None:
+        self._dispatcher.recall(child)
+        self._dispatcher.feed()
+
+    def _on_death(self, child: Child, death: Death) -> None:
+        """Name the culprit, and write down what is known of it."""
+        packet = self._dispatcher.gone(child)
+        if packet is not None and packet in self._inflight:
+            now = clock_gettime_ns(CLOCK_BOOTTIME)
+            (job_id,) = packet.job_ids
+            seconds, dump = (now - child.since) / 1e9, child.channel.read_dump()
+            known = evidence.record(
+                death, seconds=seconds, dump=dump, output=child.channel.tail, child_runs=child.runs, slot=child.slot
+            )
+            error = evidence.sentence(death, self._kinds[packet.kind].name, job_id, seconds, dump)
+            end = {"timeout": End.OVERRAN, "stop": End.STOPPED, "lease": End.STOPPED}.get(
+                child.killed_for or "", End.DIED
+            )
+            if self._keeper.is_over() and death.is_signal and death.status == signal.SIGKILL:
+                end = End.STOPPED  # the guard's doing
+            if end is End.OVERRAN:
+                error = f"timeout after {seconds:.3g} s"
+            elif child.killed_for == "protocol":
+                error = f"wrote into its result pipe, and was killed: {error}"
+            packet.ends, packet.started, packet.elapsed = [end], [child.since], [now - child.since]
+            packet.found[job_id] = error, known
+            self._completer.finish(packet)
+        self._dispatcher.feed()
+
+    def _load(self, child: Child, packet: Packet) -> None:
+        """Fetch a payload that is too long to come with a claim."""
+
+        async def load() -> None:
+            while True:
+                try:
+                    rows = await self._claims.fetch("payload", LOAD_SECONDS, job_id=packet.job_ids[0])
+                except Lost:
+                    continue
+                self._dispatcher.loaded(child, packet, rows[0][0].encode() if rows else None)
+                return
+
+        self._start(load())
+
+    def _hold(self, over: bool) -> None:
+        """Hand nothing out while the lease may have run out."""
+        if self._dispatcher.held and not over:
+            self._completer.doubt()
+        self._dispatcher.held = over
+        self._leaser.want()
+
+    async def _tick(self) -> None:
+        ticks = 0
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._dispatcher.tick()
+            ticks += 1
+            if ticks % SLOW_TICK == 0:
+                self._nursery.tick()
+                setproctitle(self._title())
+            if ticks % DOUBT_TICK == 0:
+                self._completer.doubt()
+
+    def _title(self) -> str:
+        count = self._children.count()
+        return f"fastq: master [{self._config.app}] {self._children.target} children, {count['busy']} busy"
+
+    # The end.
+
+    async def _drain(self) -> None:
+        """Lease no more, give back what has not begun, let the rest finish, write, leave."""
+        self._emit(MasterStopping("quick" if self._stop.quick.is_set() else "drain"))
+        self._nursery.closing = True
+        await self._stop_leasing()
+        over = monotonic() + self._config.grace
+        while any(child.is_busy for child in self._children) and not self._end.done():
+            if monotonic() > over or self._stop.quick.is_set():
+                for child in self._children:
+                    self._nursery.kill(child, "stop")
+            await asyncio.sleep(0.01)
+        if self._end.done():
+            self._end.result()
+        self._release_unstarted()  # what children have given back meanwhile
+        await self._flush()
+        await self._dismiss_all()
+        await self._leave("unregister")
+        self._emit(MasterStopped(self._completer.finished, self._completer.released))
+
+    async def _dismiss_all(self) -> None:
+        """Let the children leave by themselves; who has not left in time goes with the template."""
+        over = monotonic() + LEAVE_SECONDS
+        for child in self._children:
+            if child.phase is Phase.READY:
+                self._nursery.dismiss(child)
+        while len(self._children) and monotonic() < over and not self._stop.quick.is_set():
+            await asyncio.sleep(0.005)
+
+    async def _hand_over(self) -> None:
+        """Kill what runs and leave it to be rescued; give everything else back."""
+        await self._nursery.end()
+        self._release_unstarted()
+        for child in self._children:
+            running = self._dispatcher.gone(child)
+            if running is not None:
+                self._inflight.remove(running)
+        await self._stop_leasing()
+        await self._flush()
+        await self._leave("give_up")
+        await self._leave("unregister")
+
+    async def _stop_leasing(self) -> None:
+        """Claim no more and give back all that no child has started."""
+        self._release_unstarted()
+        self._leaser.stop()
+        await asyncio.wait((self._leasing,), timeout=FLUSH_SECONDS)
+        self._release_unstarted()  # what the last claim brought
+
+    def _release_unstarted(self) -> None:
+        for packet in self._dispatcher.drain():
+            packet.end_all(End.UNSTARTED)
+            self._completer.finish(packet)
+
+    async def _flush(self) -> None:
+        try:
+            async with asyncio.timeout(FLUSH_SECONDS):
+                await self._completer.settled()
+        except TimeoutError:
+            pass
+
+    async def _leave(self, how: str) -> None:
+        try:
+            async with asyncio.timeout(FLUSH_SECONDS):
+                await self._claims.fetch(how, FLUSH_SECONDS, worker=self._worker)
+                self._is_known = False
+        except (Lost, TimeoutError):
+            pass
+
+    async def _close(self) -> None:
+        """Take everything down; what is still leased is left to be rescued."""
+        self._nursery.close()  # first of all, nobody runs jobs any more
+        for task in (tasks := list(self._tasks)):
+            task.cancel()
+        if tasks:
+            _, stubborn = await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
+            for task in stubborn:
+                self._emit(Trouble(f"the end of {task.get_name()}", "".join(map(str, task.get_stack()))))
+        for connection in (self._claims, self._outcomes, self._heart):
+            await connection.close()
+        self._word.close()
+        os.close(self._deadline)
+        self._lifeline.release(unlink=not self._is_known)  # else it stays, to prove our death to the next

@@ -1,0 +1,121 @@
+"""The schema and its migrations: numbered files, applied in order under an advisory lock, recorded, never twice."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from fastq.errors import DatabaseError, SchemaError
+from fastq.text import one_line
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+LOCK = 0x66617374  # "fast"
+OLDEST_SERVER = 140000
+
+
+def migrations() -> list[tuple[int, str, str]]:
+    """Return the migrations in order: number, name, text."""
+    folder = resources.files("fastq") / "sql" / "migrations"
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
+    return [(int(file.name.split("_")[0]), file.name.removesuffix(".sql"), file.read_text()) for file in files]
+
+
+def connect(dsn: str) -> Connection:
+    """Connect, or raise DatabaseError in one line."""
+    try:
+        return psycopg.connect(
+            dsn, autocommit=True, connect_timeout=5, application_name="fastq", client_encoding="UTF8"
+        )
+    except psycopg.Error as error:
+        raise no_database(error) from None
+
+
+def no_database(error: psycopg.Error) -> DatabaseError:
+    """Return the error for a connection that cannot be made; what libpq quotes of a bad string may be a password."""
+    line = one_line(error)
+    if isinstance(error, psycopg.ProgrammingError):
+        line = "the connection string cannot be read: " + re.sub(r'"[^"]*"', '"***"', line)
+    return DatabaseError(f"no database: {line}")
+
+
+def migrate(connection: Connection) -> list[str]:
+    """Bring the schema up to this code; return the names of the migrations applied. Masters may run meanwhile.
+
+    Raises SchemaError when the database is newer than this code, or refuses.
+    """
+    try:
+        return _migrate(connection)
+    except psycopg.Error as error:
+        raise SchemaError(f"the fastq schema cannot be applied: {one_line(error)}") from error
+
+
+def _migrate(connection: Connection) -> list[str]:
+    check_server(connection)
+    applied = []
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")  # to see what we waited for
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+        have = version(connection)
+        _refuse_newer(have)
+        if have == 0:
+            connection.execute("CREATE SCHEMA IF NOT EXISTS fastq")
+            connection.execute(
+                "CREATE TABLE fastq.migration (number integer PRIMARY KEY, name text NOT NULL,"
+                " applied_at timestamptz NOT NULL DEFAULT now())"
+            )
+            connection.execute("COMMENT ON TABLE fastq.migration IS 'Which steps of the schema have been taken.'")
+        for number, name, text in migrations():
+            if number > have:
+                connection.execute(text)
+                connection.execute("INSERT INTO fastq.migration (number, name) VALUES (%s, %s)", (number, name))
+                applied.append(name)
+    return applied
+
+
+def version(connection: Connection) -> int:
+    """Return the number of the newest migration applied, 0 for none."""
+    row = connection.execute("SELECT to_regclass('fastq.migration') IS NOT NULL").fetchone()
+    if row is None or not row[0]:
+        return 0
+    newest = connection.execute("SELECT coalesce(max(number), 0) FROM fastq.migration").fetchone()
+    return int(newest[0]) if newest else 0
+
+
+def check(connection: Connection) -> None:
+    """Raise SchemaError unless the schema is the one this code was written for."""
+    want = migrations()[-1][0]
+    try:
+        check_server(connection)
+        have = version(connection)
+    except psycopg.Error as error:
+        raise SchemaError(f"the fastq schema cannot be read: {one_line(error)}") from error
+    _refuse_newer(have)
+    if have == 0:
+        raise SchemaError("the database has no fastq schema: run `fastq init`")
+    if have < want:
+        raise SchemaError(f"the fastq schema is at {have}, this code needs {want}: run `fastq init`")
+
+
+def check_server(connection: Connection) -> None:
+    """Raise DatabaseError for a server that fastq cannot work with."""
+    if connection.info.server_version < OLDEST_SERVER:
+        raise DatabaseError(
+            f"the server is PostgreSQL {connection.info.server_version // 10000}; fastq needs 14 or newer"
+        )
+    row = connection.execute("SELECT current_setting('server_encoding'), pg_is_in_recovery()").fetchone()
+    assert row is not None, "a SELECT without FROM has a row"
+    if row[0] != "UTF8":
+        raise DatabaseError(f"the database's encoding is {row[0]}; fastq needs UTF8")
+    if row[1]:
+        raise DatabaseError("the server is a read-only standby; name the primary")
+
+
+def _refuse_newer(have: int) -> None:
+    want = migrations()[-1][0]
+    if have > want:
+        raise SchemaError(f"the fastq schema is at {have}, this code knows {want}: install a newer fastq")

@@ -1,0 +1,25 @@
+-- Second half of a rescue, a statement of its own so that it sees every claim the revocation waited for: takes the
+-- leases of revoked or missing workers, some packets at a time, and gives their jobs back as suspects. The runs used no
+-- attempt: nobody knows whether they had begun. A job that has lost its master too often ends as PANIC.
+-- Locks: lease rows, SKIP LOCKED, so that rescuers share the work.
+WITH stranded AS MATERIALIZED (
+    SELECT lease.ctid AS tid FROM fastq.lease LEFT JOIN fastq.worker ON worker.id = lease.worker
+    WHERE worker.id IS NULL OR worker.revoked
+    LIMIT %(packets)s FOR UPDATE OF lease SKIP LOCKED
+), taken AS (
+    DELETE FROM fastq.lease WHERE ctid = ANY (ARRAY (SELECT tid FROM stranded)) RETURNING *
+), run AS (
+    SELECT worker, token, leased_at, attempt, lost + 1 AS lost, unnest(job_ids) AS job_id FROM taken
+), given_back AS (
+    INSERT INTO fastq.ready (pos, job_id, run_at, attempt, size, lane, lost, queue, kind, payload, limits)
+    SELECT job_id - (1::bigint << 62), job_id, form.run_at, run.attempt - 1, form.size, form.priority + 10, run.lost,
+           form.queue, form.kind, form.payload, form.limits
+    FROM run JOIN fastq.ready_form AS form USING (job_id) WHERE run.lost < %(max_lost)s
+), panicked AS (
+    INSERT INTO fastq.attempt (job_id, started_at, finished_at, token, worker, attempt, outcome, error)
+    SELECT job_id, leased_at, now(), token, worker, attempt, 'PANIC', format('lost its master %%s times', lost)
+    FROM run WHERE lost >= %(max_lost)s
+)
+SELECT worker, count(*) FILTER (WHERE lost < %(max_lost)s) AS jobs, count(*) FILTER (WHERE lost >= %(max_lost)s) AS panics,
+       count(DISTINCT token) AS claims
+FROM run GROUP BY worker

@@ -1,0 +1,193 @@
+"""The database, as masters use it: one method of `Connection` for all statements, one statement per file in `sql/`.
+
+Every call has a deadline that is enforced by closing the socket: cancelling a call on a stalled server can take
+seconds. A connection that failed is opened again by the next call. Correctness never rests on a connection: only
+leases and tokens count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import re
+import socket
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from fastq.errors import DatabaseError
+from fastq.events import DatabaseBack, DatabaseLost
+from fastq.text import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from psycopg.rows import TupleRow
+
+    from fastq.events import Emit
+
+CONNECT_SECONDS = 5
+
+SETTINGS = (
+    # The tables swing between empty and a million rows; with plain index plans no statistics can be wrong.
+    "enable_seqscan=off",
+    "enable_bitmapscan=off",
+    "plan_cache_mode=force_generic_plan",
+    "jit=off",
+    # Whatever the site's defaults are, these are what the statements were written for.
+    "default_transaction_isolation=read\\ committed",
+    "default_transaction_read_only=off",
+    "search_path=pg_catalog",
+    "TimeZone=UTC",
+    "statement_timeout=0",
+    "idle_session_timeout=0",
+)
+"""Session settings of a master's connections."""
+
+KEEPALIVE = {
+    # Both kinds together notice a server that has vanished; either alone does not.
+    "keepalives_idle": "3",
+    "keepalives_interval": "1",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "5000",
+    "connect_timeout": str(CONNECT_SECONDS),
+}
+
+
+class Lost(Exception):
+    """The connection failed during a call: whether the statement took effect is not known."""
+
+
+def statements() -> dict[str, str]:
+    """Return the statements by file name, comments removed."""
+    folder = resources.files("fastq") / "sql"
+    return {
+        file.name.removesuffix(".sql"): re.sub(r"^--.*\n", "", file.read_text(), flags=re.MULTILINE).strip()
+        for file in folder.iterdir()
+        if file.name.endswith(".sql")
+    }
+
+
+def master_conninfo(dsn: str, name: str) -> str:
+    """Return the connection string of a master's connection: the user's, with what we need where it says nothing."""
+    given: dict[str, Any] = conninfo_to_dict(dsn)
+    options = " ".join([str(given.pop("options", "") or ""), *(f"-c {setting}" for setting in SETTINGS)])
+    return make_conninfo(
+        **{**KEEPALIVE, "application_name": name, **given, "options": options.strip(), "client_encoding": "UTF8"}
+    )
+
+
+class Connection:
+    """One connection of a master: calls wait for each other, and a lost connection is opened again by the next call."""
+
+    def __init__(self, name: str, conninfo: Callable[[], str], emit: Emit) -> None:
+        self.name = name
+        self.on_reconnect: Callable[[], None] = lambda: None
+        self._conninfo = conninfo
+        self._emit = emit
+        self._connection: psycopg.AsyncConnection[TupleRow] | None = None
+        self._cursor: psycopg.AsyncCursor[TupleRow] | None = None
+        self._turn = asyncio.Lock()
+        self._statements = statements()
+        self._failures = 0
+
+    async def fetch(self, statement: str, seconds: float, **values: Any) -> list[TupleRow]:
+        """Run a statement within so many seconds and return its rows.
+
+        Raises Lost when the connection fails or the time is over, and psycopg.Error when the server says no.
+        """
+        async with self._turn:
+            cursor = self._cursor or await self._open()
+            deadline = asyncio.get_running_loop().call_later(seconds, self._cut)
+            try:
+                await cursor.execute(self._statements[statement], values)
+                rows = await cursor.fetchall() if cursor.description else []
+            except psycopg.Error as error:
+                _pass_on_cancel()
+                if self._connection is None or self._connection.closed or self._connection.broken:
+                    await self._drop(error)
+                elif isinstance(error, psycopg.OperationalError):  # a deadlock, a lock timeout, a full disk: once more
+                    self._emit(DatabaseLost(self.name, one_line(error)))
+                    await asyncio.sleep(random.uniform(0.05, 0.2))
+                else:
+                    raise
+                raise Lost(f"{self.name}: {error}") from error
+            finally:
+                deadline.cancel()
+        _pass_on_cancel()
+        return rows
+
+    async def close(self) -> None:
+        """Close the connection; a call that is under way fails."""
+        if self._connection is not None:
+            connection, self._connection, self._cursor = self._connection, None, None
+            with contextlib.suppress(psycopg.Error, OSError):
+                await connection.close()
+
+    async def _open(self) -> psycopg.AsyncCursor[TupleRow]:
+        if self._failures:
+            await asyncio.sleep(min(2.0, 0.05 * 2**self._failures) * random.uniform(0.5, 1.0))
+        try:
+            self._connection = await asyncio.wait_for(
+                psycopg.AsyncConnection.connect(self._conninfo(), autocommit=True, prepare_threshold=0),
+                CONNECT_SECONDS + 1,
+            )
+        except (psycopg.Error, DatabaseError, OSError) as error:
+            await self._drop(error)
+            raise Lost(f"{self.name}: {error}") from error
+        self._cursor = self._connection.cursor(binary=True)
+        if self._failures:
+            self._failures = 0
+            self._emit(DatabaseBack(self.name))
+            self.on_reconnect()
+        return self._cursor
+
+    async def _drop(self, error: Exception) -> None:
+        self._failures += 1
+        self._emit(DatabaseLost(self.name, one_line(error)))
+        await self.close()
+
+    def _cut(self) -> None:
+        """Fail the call that is under way by closing its socket's both directions."""
+        if self._connection is not None and not self._connection.closed:
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as twin:
+                twin.shutdown(socket.SHUT_RDWR)
+
+
+def _pass_on_cancel() -> None:
+    """Raise CancelledError again that psycopg has swallowed: it cancels the query, and may tell of nothing but that."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+class Listener:
+    """The connection that waits for NOTIFY: a hint that work has come, and never more than a hint."""
+
+    def __init__(self, conninfo: Callable[[], str], on_notify: Callable[[], None], emit: Emit) -> None:
+        self._conninfo = conninfo
+        self._on_notify = on_notify
+        self._emit = emit
+
+    async def run(self) -> None:
+        """Listen until cancelled, on a new connection whenever the old one fails."""
+        failures = 0
+        while True:
+            try:
+                info = self._conninfo()
+                async with await psycopg.AsyncConnection.connect(info, autocommit=True) as connection:
+                    await connection.execute("LISTEN fastq")
+                    if failures:
+                        failures = 0
+                        self._emit(DatabaseBack("listen"))
+                    self._on_notify()  # something may have come while nobody listened
+                    async for _ in connection.notifies():
+                        self._on_notify()
+            except (psycopg.Error, DatabaseError, OSError) as error:
+                failures += 1
+                self._emit(DatabaseLost("listen", one_line(error)))
+                await asyncio.sleep(min(5.0, 0.1 * 2**failures) * random.uniform(0.5, 1.0))

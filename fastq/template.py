@@ -1,0 +1,242 @@
+"""The template: imports the app once, then does nothing but fork, reap and guard.
+
+It is started by exec (`python -m fastq.template`), has one thread and no database, and its children share its memory.
+As their parent it reaps them, kills what they leave behind and reports how they ended. As their guardian it kills them
+when the master is gone, or when the master's lease may have run out: a run never outlives its lease, even when the
+master is stopped or cut off.
+
+It is told what to do, and tells what happened, by notices over one SEQPACKET socket:
+
+    from the master                          to the master
+    {"do": "import", app, ...}               {"event": "ready", kinds} or {"event": "failed", error, traceback}
+    {"do": "fork", slot, serial} + 4 fds     {"event": "born", slot, serial, pid} + pidfd, or {"event": "unborn", ...}
+    {"do": "ping"}                           {"event": "pong"}
+                                             {"event": "died", slot, serial, pid, code, status, ...}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import mmap
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import traceback
+from time import CLOCK_BOOTTIME, clock_gettime_ns
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from setproctitle import setproctitle
+
+from fastq import child, wire
+from fastq.app import load_app
+from fastq.errors import AppImportError, FastqError
+from fastq.text import storable
+
+if TYPE_CHECKING:
+    from fastq.app import App
+
+GUARD_SECONDS = 0.25
+"""How often the deadline is looked at."""
+
+NOTICE_BYTES = 208 * 1024
+TEXT_CHARS = 16 * 1024
+_DEADLINE = struct.Struct("<q")
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class Template:
+    """The one object of a template process."""
+
+    def __init__(self, control: int, deadline: int) -> None:
+        self._master = socket.socket(fileno=control)
+        self._deadline = mmap.mmap(deadline, _DEADLINE.size, prot=mmap.PROT_READ)
+        self._children: dict[int, tuple[int, int]] = {}
+        self._app: App | None = None
+        self._pid = os.getpid()
+
+    def run(self) -> NoReturn:
+        """Serve the master until it is gone."""
+        self._handle(*self._receive())
+        wake, woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
+        child.die_with_parent(os.getppid(), signal.SIGTERM)
+        poll = select.poll()
+        poll.register(self._master, select.POLLIN)
+        poll.register(wake, select.POLLIN)
+        while True:
+            ready = dict(poll.poll(GUARD_SECONDS * 1000))
+            if wake in ready and signal.SIGTERM in os.read(wake, 4096):
+                self._leave()
+            self._guard()
+            self._reap()
+            if self._master.fileno() in ready:
+                self._handle(*self._receive())
+
+    def _receive(self) -> tuple[dict[str, Any], list[int]]:
+        try:
+            data, fds, _, _ = socket.recv_fds(self._master, NOTICE_BYTES, 8)
+        except ConnectionResetError:  # it has left without hearing our last words
+            self._leave()
+        if not data:
+            self._leave()
+        return wire.read_notice(data), fds
+
+    def _tell(self, fds: tuple[int, ...] = (), **fields: Any) -> None:
+        try:
+            socket.send_fds(self._master, [wire.notice(**fields)], fds)
+        except OSError:
+            self._leave()
+
+    def _handle(self, notice: dict[str, Any], fds: list[int]) -> None:
+        match notice["do"]:
+            case "import":
+                self._import(notice["app"], allow_native_threads=notice["allow_native_threads"])
+            case "fork":
+                self._fork(notice["slot"], notice["serial"], fds)
+            case "ping":
+                self._tell(event="pong")
+
+    def _import(self, ref: str, *, allow_native_threads: bool) -> None:
+        try:
+            app = load_app(ref)
+            _refuse_threads(allow_native_threads=allow_native_threads)
+        except FastqError as error:
+            self._tell(event="failed", error=_short(str(error)), traceback=_short(getattr(error, "traceback", "")))
+            os._exit(1)
+        gc.collect()
+        gc.freeze()
+        self._app = app
+        kinds = [handler.kind for handler in app.handlers.values()]
+        self._tell(event="ready", kinds=kinds)
+
+    def _fork(self, slot: int, serial: int, fds: list[int]) -> None:
+        assert self._app is not None, "fork before import"
+        sys.stdout.flush()
+        sys.stderr.flush()
+        try:
+            _refuse_threads(allow_native_threads=True)
+            pid = os.fork()
+        except (OSError, AppImportError) as error:
+            self._tell(event="unborn", slot=slot, serial=serial, error=str(error))
+        else:
+            if pid == 0:
+                self._become_child(slot, fds)
+            self._children[pid] = slot, serial
+            with contextlib.suppress(OSError):  # it may have done so itself, and even be gone
+                os.setpgid(pid, pid)
+            pidfd = os.pidfd_open(pid)
+            self._tell((pidfd,), event="born", slot=slot, serial=serial, pid=pid)
+            os.close(pidfd)
+        for fd in fds:
+            os.close(fd)
+
+    def _become_child(self, slot: int, fds: list[int]) -> NoReturn:
+        """Go on as a child: nothing of the template's may be left open, and nothing may return into its loop."""
+        try:
+            signal.set_wakeup_fd(-1)
+            self._master.close()
+            child.become(slot, *fds, parent=self._pid)
+            assert self._app is not None
+            child.live(list(self._app.handlers.values()), fds[0], fds[1])
+        except BaseException:  # noqa: BLE001 - the top of the child
+            traceback.print_exc()
+        finally:
+            os._exit(child.BROKEN_EXIT)
+
+    def _reap(self) -> None:
+        """Report every death, after killing what the dead has left in its group; reap strangers too (we adopt them)."""
+        while True:
+            try:
+                dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if dead is None:
+                return
+            if dead.si_pid not in self._children:
+                os.waitpid(dead.si_pid, 0)
+                continue
+            slot, serial = self._children.pop(dead.si_pid)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(dead.si_pid, signal.SIGKILL)
+            _, _, usage = os.wait4(dead.si_pid, 0)
+            self._tell(
+                event="died",
+                slot=slot,
+                serial=serial,
+                pid=dead.si_pid,
+                code=dead.si_code,
+                status=dead.si_status,
+                user_seconds=usage.ru_utime,
+                system_seconds=usage.ru_stime,
+                max_rss_kib=usage.ru_maxrss,
+            )
+
+    def _guard(self) -> None:
+        """Kill the children when the lease may have run out: their master has not renewed it, or cannot."""
+        deadline = _DEADLINE.unpack(self._deadline[:])[0]
+        if deadline and clock_gettime_ns(CLOCK_BOOTTIME) > deadline:
+            self._kill_all()
+
+    def _kill_all(self) -> None:
+        for pid in self._children:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+
+    def _leave(self) -> NoReturn:
+        """Take the children along: without a master nobody may run jobs."""
+        self._kill_all()
+        os._exit(0)
+
+
+def _short(text: str) -> str:
+    """Return text that fits a notice: head and tail of what is longer."""
+    text = storable(text)
+    return text if len(text) <= TEXT_CHARS else f"{text[: TEXT_CHARS // 2]}\n...\n{text[-TEXT_CHARS // 2 :]}"
+
+
+def _refuse_threads(*, allow_native_threads: bool) -> None:
+    """Raise unless forking is safe: a lock that another thread holds would stay locked in every child."""
+    python = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if python:
+        raise AppImportError(
+            f"the app has started threads while it was imported ({', '.join(python)});"
+            " children cannot be forked beside them: start them in the handlers"
+        )
+    native = [_thread_name(task) for task in os.listdir("/proc/self/task") if int(task) != os.getpid()]
+    if native and not allow_native_threads:
+        raise AppImportError(
+            f"a library has started {len(native)} threads of its own while the app was imported"
+            f" ({', '.join(sorted(set(native)))}); keep it from doing so,"
+            " or say --allow-native-threads if it survives a fork"
+        )
+
+
+def _thread_name(task: str) -> str:
+    with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/comm") as file:  # noqa: PTH123 - a file of the kernel
+        return file.read().strip()
+    return task
+
+
+def main() -> None:
+    """Start: `python -m fastq.template CONTROL DEADLINE LIFELINE MASTER`, all numbers."""
+    control, deadline, lifeline, master = map(int, sys.argv[1:5])
+    child.die_with_parent(master)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    for fd in (control, deadline, lifeline):
+        os.set_inheritable(fd, False)
+    setproctitle("fastq: template")
+    sys.argv[1:] = []
+    Template(control, deadline).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""What is said between processes, and its bytes. Pure.
+
+A *packet* goes from the master to a child through a SEQPACKET socket: a header, the jobs' ids, the lengths of their
+payloads, and the payloads one after another. The child decodes each payload by itself just before its run, so one that
+no decoder takes fails only its own job.
+
+A *frame* goes from a child to the master through a pipe, one for each finished job and before the next is started:
+a header of fixed size and, when there is something to say, a body of JSON.
+
+A *notice* goes between the master and its template: a dict as JSON, with descriptors beside it.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PACKET_BYTES = 160 * 1024
+"""No packet is larger: a SEQPACKET socket takes 208 KiB by default. The claim's weights keep within it."""
+
+INLINE_BYTES = 32 * 1024
+"""A longer payload travels in a memfd beside its packet. Stands in claim.sql as well."""
+
+BODY_BYTES = 4 * 1024 * 1024
+"""A longer body cannot come from an honest child: results end at 1 MiB, tracebacks far below."""
+
+_PACKET = struct.Struct("<16sHHi")  # token, kind, jobs, number of the run
+_FRAME = struct.Struct("<BBHIqqq")  # mark, end, flags, length of the body, job, started (ns), elapsed (ns)
+_MARK = 0xFA
+
+FRAME_SIZE = _FRAME.size
+READY = 200
+"""In place of a frame's end: the child is up and waits for its first packet."""
+SLOW = 1
+"""A frame's flag: this run itself was slow; not its process waiting for a processor."""
+
+LEAVE = b""
+"""The packet that asks a child to leave. (An empty SEQPACKET message is a message.)"""
+
+
+class ProtocolError(Exception):
+    """The bytes are not ours; whoever sent them cannot be trusted any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """A packet as the child sees it."""
+
+    token: bytes
+    kind: int
+    """Place of the kind in the manifest."""
+    attempt: int
+    job_ids: tuple[int, ...]
+    payloads: tuple[memoryview, ...] | None
+    """None: one payload, in the descriptor that came along."""
+
+
+def pack(token: bytes, kind: int, attempt: int, job_ids: Sequence[int], sizes: Sequence[int], body: bytes) -> bytes:
+    """Return the bytes of a packet; an empty `body` with one large size says that the payload comes in a descriptor."""
+    n = len(job_ids)
+    return _PACKET.pack(token, kind, n, attempt) + struct.pack(f"<{n}q{n}I", *job_ids, *sizes) + body
+
+
+def unpack(data: bytes) -> Packet:
+    """Read a packet."""
+    token, kind, n, attempt = _PACKET.unpack_from(data)
+    fields = struct.unpack_from(f"<{n}q{n}I", data, _PACKET.size)
+    start, view, payloads = _PACKET.size + 12 * n, memoryview(data), []
+    if n == 1 and len(data) == start and fields[1]:
+        return Packet(token, kind, attempt, fields[:1], None)
+    for size in fields[n:]:
+        payloads.append(view[start : start + size])
+        start += size
+    return Packet(token, kind, attempt, fields[:n], tuple(payloads))
+
+
+class Frames(NamedTuple):
+    """What a child says of some runs, column by column: they come by the thousand, and mostly say but "done"."""
+
+    ends: tuple[int, ...]
+    flags: tuple[int, ...]
+    job_ids: tuple[int, ...]
+    started: tuple[int, ...]
+    """CLOCK_BOOTTIME, nanoseconds."""
+    elapsed: tuple[int, ...]
+    """Nanoseconds."""
+    bodies: dict[int, bytes]
+    """By job: what there is to say of it."""
+
+
+NO_FRAMES = Frames((), (), (), (), (), {})
+
+
+def frame(end: int, flags: int, job_id: int, started: int, elapsed: int, body: bytes = b"") -> bytes:
+    """Return the bytes of a frame."""
+    return _FRAME.pack(_MARK, end, flags, len(body), job_id, started, elapsed) + body
+
+
+class FrameReader:
+    """Cuts the bytes of a result pipe into frames; what is incomplete waits for the rest."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._bad = b""
+
+    @property
+    def torn(self) -> bool:
+        """Whether a frame has begun and not ended: after a death, it never will."""
+        return bool(self._rest)
+
+    def feed(self, data: bytes) -> Frames:
+        """Return the frames that `data` completes, up to the first bytes that no child of ours writes (see `check`)."""
+        data = self._rest + data if self._rest else data
+        whole = len(data) - len(data) % FRAME_SIZE
+        rows = list(_FRAME.iter_unpack(data[:whole]))
+        bodies: dict[int, bytes] = {}
+        if any(row[0] != _MARK or row[3] for row in rows):  # then what follows a body was cut in the wrong places
+            rows, bodies, whole, self._bad = _cut(data)
+        self._rest = data[whole:]
+        if not rows:
+            return NO_FRAMES
+        _, ends, flags, _, job_ids, started, elapsed = zip(*rows, strict=True)
+        return Frames(ends, flags, job_ids, started, elapsed, bodies)
+
+    def check(self) -> None:
+        """Raise ProtocolError if what followed the frames so far is no frame."""
+        if self._bad:
+            raise ProtocolError(f"bytes that are no frame: {self._bad.hex()}")
+
+
+def _cut(data: bytes) -> tuple[list[tuple[int, ...]], dict[int, bytes], int, bytes]:
+    """Return frames with bodies among them: headers, bodies, how many bytes that was, and bytes that are no frame."""
+    rows: list[tuple[int, ...]] = []
+    bodies: dict[int, bytes] = {}
+    at = 0
+    while len(data) - at >= FRAME_SIZE:
+        row = _FRAME.unpack_from(data, at)
+        length, job_id = row[3], row[4]
+        if row[0] != _MARK or length > BODY_BYTES:
+            return rows, bodies, len(data), data[at : at + FRAME_SIZE]
+        stop = at + FRAME_SIZE + length
+        if stop > len(data):
+            break
+        if length:
+            bodies[job_id] = data[at + FRAME_SIZE : stop]
+        rows.append(row)
+        at = stop
+    return rows, bodies, at, b""
+
+
+def notice(**fields: Any) -> bytes:
+    """Return the bytes of a notice."""
+    return orjson.dumps(fields)
+
+
+def read_notice(data: bytes) -> dict[str, Any]:
+    """Read a notice."""
+    fields: dict[str, Any] = orjson.loads(data)
+    return fields

@@ -1,0 +1,86 @@
+"""Fixtures: a real Postgres for the session, a fresh database with the schema for each test, real masters."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from helpers.masters import Masters, leftovers
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from fastq import schema
+from fastq.embedded import EmbeddedPostgres
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """Return the connection string of a server: FASTQ_TEST_DSN's, or one of our own in a temporary directory."""
+    if dsn := os.environ.get("FASTQ_TEST_DSN"):
+        yield dsn
+        return
+    folder = Path(tempfile.mkdtemp(prefix="fastq-test-", dir="/tmp"))
+    folder.chmod(0o711)
+    try:
+        with EmbeddedPostgres(folder / "pg", settings={"max_connections": "200"}) as postgres:
+            yield postgres.dsn
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def template_database(server: str) -> Iterator[str]:
+    """Return the name of a database with the schema, to make copies of."""
+    name = f"fastq_template_{os.getpid()}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        with schema.connect(make_conninfo(server, dbname=name)) as fresh:
+            schema.migrate(fresh)
+        yield name
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def dsn(server: str, template_database: str) -> Iterator[str]:
+    """Return the connection string of a fresh database with the schema."""
+    name = f"fastq_test_{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*map(sql.Identifier, (name, template_database)))
+        )
+        yield make_conninfo(server, dbname=name)
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def empty_dsn(server: str) -> Iterator[str]:
+    """Return the connection string of a fresh database without the schema."""
+    name = f"fastq_empty_{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        yield make_conninfo(server, dbname=name)
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def connection(dsn: str) -> Iterator[psycopg.Connection]:
+    """Return a connection to the test's database."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def masters(dsn: str, tmp_path: Path) -> Iterator[Masters]:
+    """Start real masters with `masters.start(...)`; whatever a test leaves running is killed, and told of as a failure."""
+    started = Masters(dsn, tmp_path)
+    yield started
+    started.kill_all()
+    assert leftovers(started.name) == []

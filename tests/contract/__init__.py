@@ -1,0 +1,1 @@
+"""The contracts that hold the package together: floors, SQL, metric names."""

@@ -1,0 +1,74 @@
+"""The demo, with few files: it says 0 only if every job ended as it must, and it leaves nothing running."""
+
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+from helpers.masters import MARK, leftovers
+
+from fastq import demo
+from fastq.errors import FastqError
+
+FILES = demo.library()[:60]
+
+
+@pytest.fixture
+def mark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """Make the demo a small one; return what marks its processes."""
+    name = uuid.uuid4().hex
+    for variable, value in ((MARK, name), ("SPT_NOENV", "1"), ("TMPDIR", str(tmp_path))):
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(demo, "ROUNDS", 1)
+    monkeypatch.setattr(demo, "LIMIT_SECONDS", 30.0)
+    monkeypatch.setattr(demo, "library", lambda: FILES)
+    return name
+
+
+def test_every_file_is_done_and_every_crash_is_a_panic(dsn: str, mark: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Twice on one database, as people do; each run shows a whole record and is sure of its own jobs only."""
+    for _ in range(2):
+        assert demo.demo(dsn, procs=4, keep=False) == 0
+        shown = capsys.readouterr().out
+        assert f"{len(FILES) + len(demo.CRASHES)} jobs in " in shown
+        assert f"{len(FILES)} demo.digest  DONE" in shown
+        assert "killed by SIGABRT in demo.crash #" in shown, "the sentence"
+        assert "in _free_twice" in shown, "the crash dump"
+        assert "| about to free memory twice" in shown, "the last output"
+    assert leftovers(mark) == []
+
+
+def test_a_missing_result_is_told_and_fails_the_demo(
+    dsn: str, mark: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that is not there has no result, and that is the one job named."""
+    monkeypatch.setattr(demo, "library", lambda: [*FILES, Path("/nowhere.py")])
+    assert demo.demo(dsn, procs=4, keep=False) == 1
+    shown = capsys.readouterr().out
+    assert "WRONG: 1 of them\n" in shown
+    assert "FAILED instead of DONE" in shown
+    assert "/nowhere.py" in shown.partition("WRONG")[2]
+    assert leftovers(mark) == []
+
+
+def test_the_death_of_the_master_fails_the_demo(dsn: str, mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for jobs that no one runs."""
+    watch = demo.watch
+
+    def kill_and_watch(connection: object, ids: list[int], process: subprocess.Popen[bytes]) -> float:
+        process.kill()
+        process.wait()
+        return watch(connection, ids, process)
+
+    monkeypatch.setattr(demo, "watch", kill_and_watch)
+    with pytest.raises(FastqError, match="the master has ended"):
+        demo.demo(dsn, procs=4, keep=False)
+    assert leftovers(mark) == []
+
+
+def test_the_app_loads_no_database_driver() -> None:
+    """Children import the demo as their app."""
+    code = "import fastq.demo, sys; print('psycopg' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -1,0 +1,1 @@
+"""Modules without a process or a database beside them."""

@@ -1,0 +1,513 @@
+"""What runs in a child, without a child: jobs go in by packets, and frames come out of a pipe."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from fastq import child, wire
+from fastq.app import App
+from fastq.channel import memory_file
+from fastq.child import ERROR_CHARS, RESULT_BYTES, TRACEBACK_CHARS, CurrentJob, Runner, current_job
+from fastq.errors import Cancel, NoCurrentJob, NonRetryableError, RetryableError, Snooze
+from fastq.outcome import End
+
+TOKEN = UUID(int=9)
+NEVER_SECONDS = float("inf")
+
+
+def run(function: Callable[..., Any], payload: bytes = b"{}") -> tuple[End, Any]:
+    """Run one job and return how it ended and what was said, decoded."""
+    end, body = child.run(child._plain(function), payload)
+    return end, json.loads(body) if body else None
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    """Return a handler that raises this."""
+
+    def handler() -> None:
+        raise error
+
+    return handler
+
+
+def error_of(function: Callable[..., Any], payload: bytes = b"{}") -> str:
+    """Return the one line that a run which went wrong leaves."""
+    line: str = run(function, payload)[1]["error"]
+    return line
+
+
+# How a run ends.
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0, "", [], {}, False, 1.5, {"a": [None]}, "\0", "\ud800", 2**70, "x" * (RESULT_BYTES - 2)],
+    ids=lambda v: repr(v)[:9],
+)
+def test_what_a_handler_returns_is_its_result(value: Any) -> None:
+    """Anything that is JSON, up to a mebibyte."""
+    assert run(lambda: value) == (End.RETURNED, value)
+
+
+def test_none_is_no_result() -> None:
+    """Nothing is said of it: most handlers return nothing."""
+    assert child.run(lambda: None, b"{}") == (End.RETURNED, b"")
+
+
+@pytest.mark.parametrize(
+    ("expected", "error"),
+    [
+        (End.RAISED, ValueError("no")),
+        (End.RAISED, MemoryError()),
+        (End.RAISED, RecursionError("deep")),
+        (End.RAISED, SystemExit(0)),
+        (End.RAISED, KeyboardInterrupt()),
+        (End.RAISED, GeneratorExit()),
+        (End.RAISED, asyncio.CancelledError()),
+        (End.RAISED, ExceptionGroup("several", [ValueError("a"), Cancel("b")])),
+        (End.RETRYABLE, RetryableError("later")),
+        (End.NON_RETRYABLE, NonRetryableError("never")),
+        (End.SNOOZED, Snooze(5)),
+        (End.CANCELLED, Cancel("no need")),
+    ],
+    ids=repr,
+)
+def test_what_a_handler_raises_is_the_end_of_its_run(expected: End, error: BaseException) -> None:
+    """And never the end of its child: an exit is only another way to fail."""
+    assert run(raising(error))[0] is expected
+
+
+@pytest.mark.parametrize(("expected", "seconds"), [(7.0, 7), (0.5, 0.5), (0.0, 0)])
+def test_a_handler_says_how_long_to_wait(expected: float, seconds: float) -> None:
+    """For a retry and for a snooze alike."""
+    waits = [
+        run(raising(error))[1]["retry_after"] for error in (RetryableError("x", retry_after=seconds), Snooze(seconds))
+    ]
+    assert waits == [expected, expected]
+
+
+@pytest.mark.parametrize("seconds", [None, -1, math.nan, math.inf, 1e11, "5", [], object()], ids=repr)
+def test_a_wait_that_is_no_number_of_seconds_is_left_out(seconds: Any) -> None:
+    """The policy decides then."""
+    assert run(raising(RetryableError("x", retry_after=seconds)))[1]["retry_after"] is None
+
+
+class RateLimited(RetryableError):
+    """An error as people write them: with an __init__ of its own that forgets its parent's."""
+
+    def __init__(self, service: str) -> None:
+        self.service = service
+
+
+class NotToday(Snooze):
+    """The same for a snooze."""
+
+    def __init__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("expected", "error"), [(End.RETRYABLE, RateLimited("api")), (End.SNOOZED, NotToday())])
+def test_an_error_of_the_users_own_ends_a_run_like_its_parent(expected: End, error: Exception) -> None:
+    """Although it never told its parent anything; the child must not die of it."""
+    assert run(raising(error))[0] is expected
+
+
+# What is said of it.
+
+
+@pytest.mark.parametrize(
+    ("expected", "error"),
+    [
+        ("ValueError: no", ValueError("no")),
+        ("ValueError", ValueError()),
+        ("KeyError: 'k'", KeyError("k")),
+        ("SystemExit: 3", SystemExit(3)),
+        ("RetryableError: later", RetryableError("later")),
+        ("Cancel: no need", Cancel("no need")),
+        ("Snooze: snoozed for 5 s", Snooze(5)),
+        ("ValueError: a\\0b", ValueError("a\0b")),
+        ("ValueError: \\ud800", ValueError("\ud800")),
+    ],
+    ids=repr,
+)
+def test_an_error_is_worded_in_one_line(expected: str, error: BaseException) -> None:
+    """Name and text, and only what Postgres takes."""
+    assert error_of(raising(error)) == expected
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\r\nb", "a\x0bb", "a\u2028b", "a\x85b"], ids=ascii)
+def test_an_error_of_several_lines_becomes_one(text: str) -> None:
+    """Whatever ends a line somewhere."""
+    assert len(error_of(raising(ValueError(text))).splitlines()) == 1
+
+
+def test_a_long_error_is_cut() -> None:
+    """Its beginning says what it was."""
+    assert error_of(raising(ValueError("x" * 10 * ERROR_CHARS))) == "ValueError: ".ljust(ERROR_CHARS, "x")
+
+
+class Hostile(Exception):
+    """An exception that cannot be printed."""
+
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+    __repr__ = __str__
+
+
+def test_an_error_that_cannot_be_printed_is_named() -> None:
+    """What its __str__ raises is part of what went wrong."""
+    assert error_of(raising(Hostile())) == "Hostile: <its __str__ raised KeyboardInterrupt>"
+
+
+def test_an_error_caused_by_one_that_cannot_be_printed_ends_the_run() -> None:
+    """Its chain is looked at for the traceback."""
+
+    def handler() -> None:
+        raise ValueError("no") from Hostile()
+
+    assert run(handler)[0] is End.RAISED
+
+
+def inner() -> None:
+    """Fail."""
+    raise ValueError("no")
+
+
+def test_a_traceback_begins_with_the_handler() -> None:
+    """Our own frames are nobody's business."""
+    trace = run(inner)[1]["traceback"]
+    assert ("in inner" in trace, "fastq/child.py" in trace, trace.endswith("ValueError: no\n")) == (True, False, True)
+
+
+@pytest.mark.parametrize("error", [Snooze(1), Cancel("x")])
+def test_what_is_no_failure_has_no_traceback(error: Exception) -> None:
+    """It is an instruction."""
+    assert run(raising(error))[1]["traceback"] == ""
+
+
+def test_a_long_traceback_keeps_its_end() -> None:
+    """The raise is there."""
+
+    def handler() -> None:
+        raise ValueError("x" * 2 * TRACEBACK_CHARS + " the end")
+
+    trace = run(handler)[1]["traceback"]
+    assert (len(trace), trace.endswith("the end\n")) == (TRACEBACK_CHARS, True)
+
+
+# Results that cannot be kept.
+
+
+def nested(depth: int) -> list[Any]:
+    """Return a list in a list in a list."""
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+class Sly(dict[str, Any]):
+    """A dict whose contents cannot be had."""
+
+    def items(self) -> Any:
+        raise RuntimeError("sly")
+
+    __iter__ = keys = values = items
+
+
+@pytest.mark.parametrize(
+    ("expected", "result"),
+    [
+        ("TypeError: ", object()),
+        ("TypeError: ", {1, 2}),
+        ("ValueError: NaN and Infinity are not JSON", math.nan),
+        ("ValueError: NaN and Infinity are not JSON", {"a": [math.inf]}),
+        (f"ValueError: {RESULT_BYTES + 1} bytes of JSON, at most {RESULT_BYTES} are allowed", "x" * (RESULT_BYTES - 1)),
+        ("", nested(100_000)),
+        ("", Sly(a=2**70)),
+    ],
+    ids=["object", "set", "nan", "inf", "long", "deep", "sly"],
+)
+def test_a_result_that_cannot_be_kept_fails_its_run_for_good(expected: str, result: Any) -> None:
+    """The work is done: doing it again would give the same result."""
+    end, said = run(lambda: result)
+    assert (end, said["error"].startswith(f"result cannot be kept: {expected}")) == (End.NON_RETRYABLE, True)
+
+
+# Payloads.
+
+
+def take(**arguments: Any) -> Any:
+    """Return what came."""
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("expected", "payload"),
+    [
+        ({}, b"{}"),
+        ({"a": 1, "b": None}, b' {"a": 1, "b": null}'),
+        ({"n": 2**70}, b'{"n": 1180591620717411303424}'),
+        ({"s": "\ud800\0"}, rb'{"s": "\ud800\u0000"}'),
+        ({"b": "last"}, b'{"b": 1, "b": "last"}'),
+    ],
+)
+def test_an_object_holds_the_arguments_by_name(expected: dict[str, Any], payload: bytes) -> None:
+    """As Postgres keeps them, odd as they may be."""
+    assert run(take, payload) == (End.RETURNED, expected)
+
+
+@pytest.mark.parametrize("payload", [b"[1, 2]", b'"text"', b"5", b"true", b"0", b'""'])
+def test_any_other_value_is_the_one_argument(payload: bytes) -> None:
+    """From producers that do not know Python."""
+    assert run(lambda value: [value], payload) == (End.RETURNED, [json.loads(payload)])
+
+
+def test_null_is_an_argument_too() -> None:
+    """None is passed, not nothing."""
+    assert run(lambda value: value is None, b"null") == (End.RETURNED, True)
+
+
+def test_a_payload_is_decoded_from_a_view() -> None:
+    """It stands in the middle of a packet."""
+    assert child.run(lambda a: a, memoryview(b'{"a": 5}')) == (End.RETURNED, b"5")
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"{", b"\xff", b"[" * 100_000 + b"]" * 100_000], ids=["empty", "torn", "bytes", "deep"]
+)
+def test_a_payload_that_cannot_be_decoded_fails_its_job_for_good(payload: bytes) -> None:
+    """No retry will change it, and its handler never runs."""
+    end, said = run(inner, payload)
+    assert (end, said["error"].partition(":")[0]) == (End.NON_RETRYABLE, "payload cannot be decoded")
+
+
+@pytest.mark.parametrize("payload", [b'{"b": 1}', b"{}", b'{"a": 1, "b": 2}', b'{"": 1}', b'{"self": 1}'])
+def test_arguments_that_do_not_fit_fail_the_run(payload: bytes) -> None:
+    """A newer version of the app may know them: it is tried again."""
+    end, said = run(lambda a: a, payload)
+    assert (end, said["error"].partition(":")[0]) == (End.RAISED, "TypeError")
+
+
+# Coroutines.
+
+
+def test_a_coroutine_function_is_run_to_its_end() -> None:
+    """In a loop of its own."""
+
+    async def handler(n: int) -> int:
+        await asyncio.sleep(0)
+        return n + 1
+
+    assert run(handler, b'{"n": 1}') == (End.RETURNED, 2)
+
+
+def test_each_run_of_a_coroutine_has_a_fresh_loop() -> None:
+    """Nothing of one job is left for the next."""
+    loops = []
+
+    async def handler() -> None:
+        loops.append(asyncio.get_running_loop())
+
+    run(handler)
+    run(handler)
+    assert loops[0] is not loops[1]
+
+
+def test_what_a_coroutine_raises_ends_its_run() -> None:
+    """As for a plain function."""
+
+    async def handler() -> None:
+        raise Cancel("no need")
+
+    assert run(handler) == (End.CANCELLED, {"error": "Cancel: no need", "traceback": "", "retry_after": None})
+
+
+def test_a_task_that_a_coroutine_leaves_behind_is_cancelled() -> None:
+    """It does not run on into the next job."""
+    tasks = []
+
+    async def handler() -> None:
+        tasks.append(asyncio.create_task(asyncio.sleep(3600)))
+
+    run(handler)
+    assert tasks[0].cancelled()
+
+
+def test_a_handler_that_returns_a_coroutine_has_no_result(recwarn: pytest.WarningsRecorder) -> None:
+    """It forgot to await: said so, and not DONE."""
+
+    async def work() -> None: ...
+
+    coroutine = work()
+    assert run(lambda: coroutine)[0] is End.NON_RETRYABLE
+    coroutine.close()
+
+
+# Packets.
+
+
+class Pipe:
+    """A result pipe and what was written into it."""
+
+    def __init__(self) -> None:
+        self.read, self.write = os.pipe()
+        os.set_blocking(self.read, False)
+        self._reader = wire.FrameReader()
+
+    def frames(self) -> list[tuple[int, int, int]]:
+        """Return job, end and flags of each frame that came since."""
+        frames = self._reader.feed(self.bytes())
+        return list(zip(frames.job_ids, frames.ends, frames.flags, strict=True))
+
+    def bytes(self) -> bytes:
+        """Return what came since."""
+        try:
+            return os.read(self.read, 1 << 16)
+        except BlockingIOError:
+            return b""
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    """Give a result pipe."""
+    pipe = Pipe()
+    yield pipe
+    os.close(pipe.read)
+    os.close(pipe.write)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no run count as slow because this machine is."""
+    monkeypatch.setattr(child, "SLOW_NS", NEVER_SECONDS)
+    monkeypatch.setattr(child, "GIVE_BACK_NS", NEVER_SECONDS)
+
+
+def run_packet(pipe: Pipe, *payloads: bytes, kind: int = 0, fds: list[int] | None = None, **handlers: Any) -> None:
+    """Run a packet of jobs 1, 2, ... of one of these handlers."""
+    app = App()
+    for name, function in handlers.items():
+        app.job(kind=name)(function)
+    sizes = [len(payload) for payload in payloads] if fds is None else [10**6]
+    data = wire.pack(TOKEN.bytes, kind, 3, range(1, len(sizes) + 1), sizes, b"".join(payloads))
+    Runner(list(app.handlers.values()), pipe.write).run_packet(data, fds or [])
+
+
+def test_every_job_of_a_packet_is_answered_for_in_order(pipe: Pipe) -> None:
+    """One frame each, under its own id."""
+    run_packet(pipe, b"{}", b"{}", b"{}", f=lambda: None)
+    assert pipe.frames() == [(1, End.RETURNED, 0), (2, End.RETURNED, 0), (3, End.RETURNED, 0)]
+
+
+def test_a_payload_that_cannot_be_decoded_fails_only_its_own_job(pipe: Pipe) -> None:
+    """Its neighbours in the packet run."""
+    run_packet(pipe, b"{}", b"{", b"{}", f=lambda: None)
+    assert [end for _, end, _ in pipe.frames()] == [End.RETURNED, End.NON_RETRYABLE, End.RETURNED]
+
+
+def test_a_job_is_answered_for_before_the_next_begins(pipe: Pipe) -> None:
+    """So the master always knows which job was running when a child died."""
+    seen = []
+    run_packet(pipe, b"{}", b"{}", f=lambda: seen.append([job for job, _, _ in pipe.frames()]))
+    assert seen == [[], [1]]
+
+
+def test_the_kind_of_a_packet_is_its_place_in_the_manifest(pipe: Pipe) -> None:
+    """The second handler, and not the first."""
+    run_packet(pipe, b"{}", kind=1, first=inner, second=lambda: None)
+    assert pipe.frames() == [(1, End.RETURNED, 0)]
+
+
+def test_a_run_has_a_start_and_a_length(pipe: Pipe) -> None:
+    """By the clock that goes on while the machine sleeps."""
+    run_packet(pipe, b"{}", b"{}", f=lambda: None)
+    frames = wire.FrameReader().feed(pipe.bytes())
+    assert frames.started[0] + frames.elapsed[0] <= frames.started[1]
+
+
+def test_a_long_payload_is_read_from_its_memory_file(pipe: Pipe) -> None:
+    """Decoded like any other."""
+    run_packet(pipe, fds=[memory_file(b'{"n": 1}')], f=lambda n: n)
+    assert wire.FrameReader().feed(pipe.bytes()).bodies == {1: b"1"}
+
+
+def test_a_memory_file_is_closed_after_it_was_read(pipe: Pipe) -> None:
+    """A child lives for many jobs."""
+    fd = memory_file(b"{}")
+    run_packet(pipe, fds=[fd], f=lambda: None)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_after_a_long_run_what_has_not_begun_is_given_back(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that an idle child can run it."""
+    monkeypatch.setattr(child, "GIVE_BACK_NS", 0)
+    ran = []
+    run_packet(pipe, b"{}", b"{}", b"{}", f=lambda: ran.append(current_job().id))
+    assert (ran, pipe.frames()) == ([1], [(1, End.RETURNED, 0), (2, End.UNSTARTED, 0), (3, End.UNSTARTED, 0)])
+
+
+def test_a_slow_run_is_marked(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of its kind will travel alone for a while."""
+    monkeypatch.setattr(child, "SLOW_NS", -(10**18))
+    run_packet(pipe, b"{}", f=lambda: None)
+    assert pipe.frames() == [(1, End.RETURNED, wire.SLOW)]
+
+
+def test_a_failure_says_what_went_wrong(pipe: Pipe) -> None:
+    """In the body of its frame."""
+    run_packet(pipe, b"{}", f=inner)
+    assert json.loads(wire.FrameReader().feed(pipe.bytes()).bodies[1])["error"] == "ValueError: no"
+
+
+# The current job.
+
+
+def test_a_handler_knows_its_job(pipe: Pipe) -> None:
+    """Id, kind, number of the run, and the token to fence side effects with."""
+    seen = []
+    run_packet(pipe, b"{}", b"{}", f=lambda: seen.append(current_job()))
+    assert seen == [CurrentJob(1, "f", 3, TOKEN), CurrentJob(2, "f", 3, TOKEN)]
+
+
+def test_there_is_no_current_job_outside_a_handler() -> None:
+    """The message says where there is one."""
+    with pytest.raises(NoCurrentJob, match="inside a handler"):
+        current_job()
+
+
+@pytest.mark.parametrize("function", [lambda: None, inner, raising(SystemExit())], ids=["returned", "raised", "left"])
+def test_there_is_no_current_job_after_a_run(pipe: Pipe, function: Callable[[], None]) -> None:
+    """However it ended."""
+    run_packet(pipe, b"{}", f=function)
+    with pytest.raises(NoCurrentJob):
+        current_job()
+
+
+def test_a_coroutine_knows_its_job(pipe: Pipe) -> None:
+    """In its own loop."""
+    seen = []
+
+    async def handler() -> None:
+        seen.append(current_job().id)
+
+    run_packet(pipe, b"{}", f=handler)
+    assert seen == [1]
+
+
+def test_the_scheduler_knows_this_thread() -> None:
+    """Time in the run queue never shrinks."""
+    stat = child.SchedulerStat()
+    first, second = stat.queued(), stat.queued()
+    os.close(stat._fd)
+    assert 0 <= first <= second

@@ -1,0 +1,410 @@
+"""Pairing jobs with children: who gets what, what is taken back, and who is to blame for a death.
+
+Most of it on a channel that is only a list; where the kernel is the subject, on a real one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from fastq import wire
+from fastq.channel import Channel
+from fastq.children import Child, Children, Phase
+from fastq.dispatcher import Dispatcher
+from fastq.inflight import STREAK, Inflight, Pace, Packet
+from fastq.job import NO_LIMITS, Kind, Limits
+from fastq.outcome import End
+
+TOKEN = UUID(int=1)
+
+READER = """
+import socket, sys
+sys.path[:0] = sys.argv[2:]
+from fastq import wire
+inbox, taken = socket.socket(fileno=int(sys.argv[1])), []
+while data := inbox.recv(wire.PACKET_BYTES):
+    taken += wire.unpack(data).job_ids
+print(*taken)
+"""
+"""A child that takes packets as fast as it can, and at the end says which jobs it got."""
+
+
+@dataclass
+class Wire:
+    """A channel without a kernel: what was sent, and what will be read."""
+
+    queue: deque[bytes] = field(default_factory=deque)
+    reports: deque[bytes] = field(default_factory=deque)
+    frames: wire.FrameReader = field(default_factory=wire.FrameReader)
+
+    def send(self, packet: bytes, payload: int | None = None) -> bool:
+        """Take a packet."""
+        self.queue.append(packet)
+        return True
+
+    def recall(self) -> list[bytes]:
+        """Give up what was not taken."""
+        packets = list(self.queue)
+        self.queue.clear()
+        return packets
+
+    def read_results(self) -> bytes:
+        """Say what was reported."""
+        return self.reports.popleft() if self.reports else b""
+
+
+class World:
+    """A dispatcher with children on channels that are only lists."""
+
+    def __init__(self, procs: int = 1, *, quick: bool = True, kinds: tuple[Kind, ...] = (Kind(name="k"),)) -> None:
+        self.children = Children(procs)
+        self.inflight = Inflight()
+        self.finished: list[Packet] = []
+        self.splits: list[list[Packet]] = []
+        self.killed: list[str] = []
+        self.loading: list[Packet] = []
+        self.paces = [Pace() for _ in kinds]
+        for pace in self.paces if quick else ():
+            pace.note(STREAK, STREAK * 0.0001)
+        self.events: list[Any] = []
+        self.dispatcher = Dispatcher(
+            kinds, self.paces, self.children, self.inflight, self.events.append,
+            split=self.splits.append, finish=self.finished.append, want=lambda: None,
+            kill=self._kill, load=lambda child, packet: self.loading.append(packet),
+        )  # fmt: skip
+        for slot in range(procs):
+            child = self.children.add(slot, 0)
+            child.phase, child.channel = Phase.READY, Wire()
+
+    def _kill(self, child: Child, why: str) -> None:
+        child.phase = Phase.LEAVING
+        self.killed.append(why)
+
+    def claim(self, *packets: Packet) -> None:
+        """Bring packets in, as a claim does."""
+        self.inflight.add(packets)
+        self.dispatcher.deliver(packets)
+
+    def child(self, slot: int = 0) -> Child:
+        """Return a child."""
+        return list(self.children)[slot]
+
+    def has(self, slot: int = 0) -> list[list[int]]:
+        """Return the jobs of each packet that a child was sent."""
+        return [packet.job_ids for packet in self.child(slot).packets]
+
+    def take(self, slot: int = 0) -> None:
+        """Let a child take its next packet."""
+        self.child(slot).channel.queue.popleft()
+
+    def report(self, data: bytes, slot: int = 0) -> None:
+        """Let a child report, and read it."""
+        self.child(slot).channel.reports.append(data)
+        self.dispatcher.read(self.child(slot))
+
+    def die(self, slot: int = 0) -> Packet | None:
+        """Let a child die, and settle its account."""
+        child = self.child(slot)
+        child.phase = Phase.LEAVING
+        return self.dispatcher.gone(child)
+
+    def lose(self, packet: Packet) -> None:
+        """Lose the lease of a packet, as the completer tells it."""
+        self.dispatcher.drop(packet)
+        self.inflight.remove(packet)
+
+
+def packet(*job_ids: int, number: int = 0, **given: Any) -> Packet:
+    """Return a packet of these jobs, numbered after the first of them."""
+    n = len(job_ids)
+    return Packet(**{
+        "token": TOKEN, "number": number or job_ids[0], "kind": 0, "attempt": 1, "lost": 0, "job_ids": list(job_ids),
+        "sizes": [2] * n, "waits": [0.0] * n, "body": b"{}" * n, "claimed_at": 2**62, "limits": NO_LIMITS, **given,
+    })  # fmt: skip
+
+
+def done(*job_ids: int) -> bytes:
+    """Return what a child reports of these jobs."""
+    return b"".join(wire.frame(End.RETURNED, 0, job_id, 1, 1) for job_id in job_ids)
+
+
+def unstarted(*job_ids: int) -> bytes:
+    """Return what a child gives back."""
+    return b"".join(wire.frame(End.UNSTARTED, 0, job_id, 1, 0) for job_id in job_ids)
+
+
+BAD = b"x" * wire.FRAME_SIZE
+
+
+# Who gets what.
+
+
+def test_an_idle_child_gets_work_at_once() -> None:
+    """Nothing waits while somebody could run it."""
+    world = World()
+    world.claim(packet(1))
+    assert world.has() == [[1]]
+
+
+def test_work_goes_to_every_idle_child_before_any_gets_more() -> None:
+    """One each."""
+    world = World(2)
+    world.claim(packet(1), packet(2), packet(3))
+    assert [world.has(0), world.has(1)] == [[[1], [3]], [[2]]]
+
+
+def test_a_child_gets_one_packet_ahead_and_no_more() -> None:
+    """What it has not taken can be taken back; more would only have to be."""
+    world = World()
+    world.claim(*map(packet, range(1, 6)))
+    assert world.has() == [[1], [2]]
+
+
+def test_nothing_is_sent_ahead_of_a_kind_that_takes_long() -> None:
+    """It would wait behind it although an idle child comes along."""
+    world = World(quick=False)
+    world.claim(packet(1), packet(2))
+    assert world.has() == [[1]]
+
+
+def test_a_suspect_waits_for_an_idle_child() -> None:
+    """It has lost a master: it runs alone, with nothing before it."""
+    world = World()
+    world.claim(packet(1))
+    world.claim(packet(2, lost=1), packet(3))
+    assert world.has() == [[1]]
+    world.report(done(1))
+    assert world.has() == [[2]]
+
+
+def test_what_comes_first_by_priority_is_sent_first() -> None:
+    """Strictly, whatever came earlier."""
+    world = World()
+    world.dispatcher.held = True
+    world.claim(packet(1, priority=4), packet(2, priority=1))
+    world.dispatcher.held = False
+    world.dispatcher.feed()
+    assert world.has() == [[2], [1]]
+
+
+def test_a_long_payload_is_fetched_first() -> None:
+    """The child is spoken for meanwhile."""
+    world = World()
+    world.claim(packet(1, body=b""), packet(2))
+    assert ([p.job_ids for p in world.loading], world.has(), world.child().is_idle) == ([[1]], [], False)
+
+
+def test_a_job_past_its_deadline_is_never_started() -> None:
+    """It ends where it lies."""
+    world = World()
+    world.claim(packet(1, limits=Limits(deadline_in=5), claimed_at=-(2**62)), packet(2))
+    assert ([p.ends for p in world.finished], world.has()) == ([[End.OVERDUE]], [[2]])
+
+
+def test_nothing_is_sent_while_the_lease_may_have_run_out() -> None:
+    """Somebody else may be running it."""
+    world = World()
+    world.dispatcher.held = True
+    world.claim(packet(1))
+    assert (world.has(), world.dispatcher.room()) == ([], 0)
+
+
+# Results.
+
+
+def test_a_packet_whose_runs_have_all_ended_is_finished() -> None:
+    """With how each ended."""
+    world = World()
+    world.claim(packet(1, 2))
+    world.report(done(1, 2))
+    assert ([(p.job_ids, p.ends) for p in world.finished], world.has()) == ([([1, 2], [0, 0])], [])
+
+
+def test_a_child_that_has_reported_gets_the_next_at_once() -> None:
+    """Without waiting for anything else to happen."""
+    world = World(quick=False)
+    world.claim(packet(1), packet(2))
+    world.report(done(1))
+    assert world.has() == [[2]]
+
+
+def test_one_read_may_bring_the_ends_of_several_packets() -> None:
+    """Each run is booked with its own."""
+    world = World()
+    world.claim(packet(1, 2), packet(3))
+    world.report(done(1, 2, 3))
+    assert [p.job_ids for p in world.finished] == [[1, 2], [3]]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        BAD,
+        done(2),
+        done(1, 1),
+        done(1, 2, 3),
+        wire.frame(End.STOPPED, 0, 1, 1, 1),
+        wire.frame(End.DIED, 0, 1, 1, 1),
+        wire.frame(wire.READY, 0, 0, 1, 1),
+        wire.frame(255, 0, 1, 1, 1),
+    ],
+    ids=["bytes", "wrong job", "job twice", "too many", "STOPPED", "DIED", "READY again", "no end"],
+)
+def test_a_report_that_cannot_be_is_the_end_of_its_child(data: bytes) -> None:
+    """User code writes into the pipe: nothing that comes from there can be trusted any more."""
+    world = World()
+    world.claim(packet(1, 2))
+    world.report(data)
+    assert world.killed[:1] == ["protocol"]
+
+
+def test_what_a_child_gives_back_goes_to_others() -> None:
+    """The run that took so long is finished, and its packet broken up."""
+    world = World()
+    world.claim(packet(1, 2, 3))
+    world.report(done(1) + unstarted(2, 3))
+    assert ([p.job_ids for p in world.finished], world.has()) == ([[1]], [[2, 3]])
+
+
+# Deaths.
+
+
+def test_the_first_job_that_was_not_reported_is_to_blame() -> None:
+    """It was running; those before it are done, and those after it go to others unharmed."""
+    world = World(2)
+    world.claim(packet(1, 2, 3))
+    world.child().channel.reports.append(done(1))
+    world.take()
+    culprit = world.die()
+    world.dispatcher.feed()
+    assert (culprit and culprit.job_ids, [p.job_ids for p in world.finished], world.has(1)) == ([2], [[1]], [[3]])
+
+
+def test_a_packet_that_a_dead_child_had_not_taken_goes_to_others() -> None:
+    """Nobody is to blame for it, and no attempt is used."""
+    world = World(2, quick=False)
+    world.child(1).phase = Phase.STARTING
+    world.claim(packet(1))
+    culprit = world.die()
+    world.child(1).phase = Phase.READY
+    world.dispatcher.feed()
+    assert (culprit, world.has(1)) == (None, [[1]])
+
+
+def test_an_idle_childs_death_is_nobodys_fault() -> None:
+    """There was no job."""
+    assert World().die() is None
+
+
+def test_jobs_that_were_reported_before_bad_bytes_are_not_to_blame() -> None:
+    """They have ended: the one that wrote the bytes is the next."""
+    world = World()
+    world.claim(packet(1, 2, 3))
+    world.take()
+    world.report(done(1) + BAD)
+    culprit = world.die()
+    assert culprit is not None
+    assert culprit.job_ids == [2]
+
+
+def test_a_job_that_was_reported_is_not_run_again_because_of_bad_bytes() -> None:
+    """It has returned; its result counts."""
+    world = World(2)
+    world.claim(packet(1, 2, 3))
+    world.take()
+    world.report(done(1, 2) + BAD)
+    world.die()
+    world.dispatcher.feed()
+    assert world.has(1) == []
+
+
+def test_a_job_whose_lease_is_lost_is_nobodys_any_more() -> None:
+    """Others have it: its child is killed, and nothing is written of its death."""
+    world = World()
+    world.claim(lost := packet(1, 2))
+    world.take()
+    world.lose(lost)
+    assert (world.killed, world.die()) == (["lease"], None)
+
+
+def test_a_lost_packet_that_was_sent_ahead_is_not_given_to_another_child() -> None:
+    """Its lease is somebody else's, who runs it: two runs of one job would overlap."""
+    world = World(2)
+    world.child(1).phase = Phase.STARTING
+    world.claim(packet(1), lost := packet(2))
+    world.take()
+    world.lose(lost)
+    world.die()
+    world.child(1).phase = Phase.READY
+    world.dispatcher.feed()
+    assert world.has(1) == []
+
+
+def test_a_lost_packet_in_the_backlog_is_forgotten() -> None:
+    """No child has seen it."""
+    world = World(quick=False)
+    world.claim(packet(1), lost := packet(2))
+    world.lose(lost)
+    world.report(done(1))
+    assert world.has() == []
+
+
+# Taking back.
+
+
+def test_what_is_taken_back_goes_to_an_idle_child() -> None:
+    """In front of what came later."""
+    world = World(2)
+    world.child(1).phase = Phase.STARTING
+    world.claim(packet(1), packet(2), packet(3))
+    world.take()
+    taken_back = world.dispatcher.recall(world.child())
+    world.child(1).phase = Phase.READY
+    world.child().phase = Phase.LEAVING
+    world.dispatcher.feed()
+    assert (taken_back, world.has(1)) == (1, [[2], [3]])
+
+
+def test_a_drain_returns_all_that_has_not_been_started() -> None:
+    """From the backlog and from every child; what runs goes on."""
+    world = World()
+    world.claim(packet(1), packet(2), packet(3))
+    world.take()
+    unstarted = world.dispatcher.drain()
+    assert (sorted(p.job_ids[0] for p in unstarted), world.has()) == ([2, 3], [[1]])
+
+
+def test_nothing_is_handed_out_after_a_drain() -> None:
+    """Not even to idle children."""
+    world = World()
+    world.dispatcher.drain()
+    world.claim(packet(1))
+    assert (world.has(), world.dispatcher.room()) == ([], 0)
+
+
+def test_the_kernel_and_the_master_agree_on_what_a_child_has_taken() -> None:
+    """While a child takes packets as fast as it can, what a recall leaves booked to it is what it got, each time."""
+    world, channel, booked, jobs = World(), Channel(), [], 4000
+    child = world.child()
+    child.channel = channel
+    fd = channel.child_ends()[0]
+    with subprocess.Popen(
+        [sys.executable, "-c", READER, str(fd), *sys.path], pass_fds=(fd,), stdout=subprocess.PIPE, text=True
+    ) as reader:
+        world.claim(*map(packet, range(1, jobs + 1)))
+        while len(booked) < jobs:
+            world.dispatcher.recall(child)
+            booked += [job_id for taken in child.packets for job_id in taken.job_ids]
+            child.packets.clear()
+            world.dispatcher.feed()
+        channel.send(wire.LEAVE)
+        taken = list(map(int, reader.communicate(timeout=60)[0].split()))
+    channel.close()
+    assert booked == taken
