@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastq.app import App, Handler
     from fastq.child import CurrentJob, current_job
-    from fastq.client import AsyncClient, Client
+    from fastq.client import AsyncClient, Client, JobId
     from fastq.errors import (
         AppImportError,
         Cancel,
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         EmbeddedError,
         FastqError,
         InvalidJob,
+        JobFinished,
+        JobRunning,
         NoCurrentJob,
         NonRetryableError,
         NotFound,
@@ -32,22 +34,26 @@ if TYPE_CHECKING:
         WaitTimeout,
     )
     from fastq.evidence import describe
-    from fastq.job import Job, NewJob, Status
+    from fastq.job import Attempt, Job, NewJob, Status
+    from fastq.plans import Filter
     from fastq.serving import serving
+    from fastq.unique import compat_fingerprint, fingerprint
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "app": ("App", "Handler"),
     "child": ("CurrentJob", "current_job"),
-    "client": ("AsyncClient", "Client"),
+    "client": ("AsyncClient", "Client", "JobId"),
+    "unique": ("compat_fingerprint", "fingerprint"),
+    "plans": ("Filter",),
     "errors": (
         "AppImportError", "Cancel", "ChildrenError", "ConfigError", "DatabaseError", "DuplicateJob", "EmbeddedError",
-        "FastqError", "InvalidJob", "NoCurrentJob", "NonRetryableError", "NotFound", "RetryableError", "SchemaError",
-        "Snooze", "UnknownKind", "WaitTimeout",
+        "FastqError", "InvalidJob", "JobFinished", "JobRunning", "NoCurrentJob", "NonRetryableError", "NotFound",
+        "RetryableError", "SchemaError", "Snooze", "UnknownKind", "WaitTimeout",
     ),
     "evidence": ("describe",),
-    "job": ("Job", "NewJob", "Status"),
+    "job": ("Attempt", "Job", "NewJob", "Status"),
     "serving": ("serving",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

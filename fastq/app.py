@@ -12,6 +12,7 @@ import inspect
 import os
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
@@ -20,7 +21,7 @@ from fastq.errors import AppImportError, InvalidJob, UnknownKind
 from fastq.job import Kind, NewJob, check
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,9 +37,17 @@ class Handler(Generic[P, R]):
     `job(...)` makes a job of it, `options(...)` a copy of it whose jobs get other options.
     """
 
-    def __init__(self, function: Callable[P, R], kind: Kind, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        function: Callable[P, R],
+        kind: Kind,
+        options: Mapping[str, Any],
+        delay: Callable[[int, BaseException], float] | None = None,
+    ) -> None:
         self.function = function
         self.kind = kind
+        self.delay = delay
+        """The retry function, if that is what was given for `retry`."""
         self._options = dict(options)
         self._signature = inspect.signature(function)
         for parameter in self._signature.parameters.values():
@@ -56,7 +65,7 @@ class Handler(Generic[P, R]):
     def options(self, **options: Any) -> Handler[P, R]:
         """Return a copy whose jobs get these options: queue, priority, delay, ... (see `NewJob`)."""
         _check_options(options)
-        return Handler(self.function, self.kind, {**self._options, **options})
+        return Handler(self.function, self.kind, {**self._options, **_explicit(options)}, self.delay)
 
     def job(self, *args: P.args, **kwargs: P.kwargs) -> NewJob:
         """Return a job that calls the handler with these arguments; InvalidJob when they do not fit it."""
@@ -74,8 +83,9 @@ class Handler(Generic[P, R]):
 class App:
     """Your application: the handlers it has, and what holds for all of them.
 
-    `queue` and `priority` are where jobs go, and `timeout`, `max_attempts`, `strict` and `panic_retries` how they are
-    run, unless the handler or the job says otherwise (see `fastq.job.Kind`).
+    `queue` and `priority` are where jobs go, and `timeout`, `max_attempts` (None: no limit), `retry`, `strict` and
+    `panic_retries` how they are run (see `fastq.job.Kind` and `Retry`). What a handler's own options say goes before
+    what the app's say, and what a job's say before both (as in River).
     """
 
     def __init__(self, **defaults: Any) -> None:
@@ -99,9 +109,11 @@ class App:
             if name in self.handlers:
                 raise InvalidJob(f"kind {name!r} has a handler already: {self.handlers[name].function}")
             of_kind, of_job = _split(options)
-            described = Kind(name=name, **{**self._defaults[0], **of_kind})
+            for_kind = {**self._defaults[0], **of_kind}
+            retry = for_kind.pop("retry", None)
+            described = Kind(name=name, delays=_delays(retry), **for_kind)
             check(described)
-            handler = Handler(function, described, {**self._defaults[1], **of_job})
+            handler = Handler(function, described, {**self._defaults[1], **of_job}, retry if callable(retry) else None)
             self.handlers[name] = handler
             return handler
 
@@ -116,16 +128,50 @@ class App:
             raise UnknownKind(f"no handler for kind {kind!r}; this app has: {known}") from None
 
 
-KIND_OPTIONS = frozenset({"timeout", "max_attempts", "strict", "panic_retries"})
-JOB_OPTIONS = frozenset({"queue", "priority", "run_at", "delay", "deadline", "timeout", "max_attempts", "tags", "meta"})
+KIND_OPTIONS = frozenset({"timeout", "max_attempts", "strict", "panic_retries", "retry"})
+JOB_OPTIONS = frozenset(
+    {
+        "queue",
+        "priority",
+        "run_at",
+        "delay",
+        "deadline",
+        "timeout",
+        "max_attempts",
+        "tags",
+        "meta",
+        "unique",
+        "unique_for",
+    }
+)
+
+Retry = float | Sequence[float] | Callable[[int, BaseException], float] | None
+"""When to run a job again that failed: None, attempt**4 seconds later (as in River); a number, so many seconds later; a
+list, by attempt; a function of the attempt's number and the exception."""
 
 
 def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Tell the options of a kind from those of its jobs."""
+    options = _explicit(options)
     of_kind = {name: value for name, value in options.items() if name in KIND_OPTIONS}
     of_job = {name: value for name, value in options.items() if name not in KIND_OPTIONS}
     _check_options(of_job, for_kind=True)
     return of_kind, of_job
+
+
+def _delays(retry: Any) -> tuple[float, ...] | None:
+    """Return the delays that a `retry` option names, None if it names none. Raises InvalidJob."""
+    if retry is None or callable(retry):
+        return None
+    try:
+        return tuple(map(float, [retry] if isinstance(retry, int | float) else retry))
+    except (TypeError, ValueError):
+        raise InvalidJob(f"retry is {retry!r}, must be None, seconds, a list of seconds or a function") from None
+
+
+def _explicit(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Say 0 for `max_attempts=None`: no limit, on purpose."""
+    return {name: 0 if name == "max_attempts" and value is None else value for name, value in options.items()}
 
 
 def _check_options(options: Mapping[str, Any], *, for_kind: bool = False) -> None:

@@ -118,7 +118,7 @@ class Batch:
         verdict = decide(
             end, self._kinds[packet.kind], packet.limits,
             attempt=packet.attempt, deadline_in=deadline_in,
-            retry_after=words.retry_after, chance=self._chance(),
+            retry_after=words.retry_after, chance=self._chance(), delay=words.delay,
         )  # fmt: skip
         reasons = ": ".join(text for text in (verdict.reason, error) if text)
         return Written(verdict, reasons or None, orjson.dumps(evidence).decode() if evidence else None)
@@ -131,6 +131,7 @@ class Words:
     error: str | None = None
     traceback: str | None = None
     retry_after: float | None = None
+    delay: float | None = None
 
 
 def _read(said: bytes) -> Words:
@@ -141,12 +142,17 @@ def _read(said: bytes) -> Words:
         return Words("its child said something that cannot be read")
     if not isinstance(fields, dict):
         return Words("its child said something that cannot be read")
-    error, traceback, retry_after = (fields.get(name) for name in ("error", "traceback", "retry_after"))
+    error, traceback = (fields.get(name) for name in ("error", "traceback"))
     return Words(
         error if isinstance(error, str) else None,
         traceback if isinstance(traceback, str) else None,
-        retry_after if type(retry_after) in (int, float) else None,
+        _seconds(fields.get("retry_after")),
+        _seconds(fields.get("delay")),
     )
+
+
+def _seconds(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) else None
 
 
 def release(leases: Sequence[tuple[Any, int, int]]) -> dict[str, Any]:

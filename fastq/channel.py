@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import struct
 import sys
 
 from fastq import wire
@@ -28,6 +29,9 @@ DUMP_BYTES = 64 * 1024
 """Bytes of a crash dump that are read; a hundred threads fit."""
 
 
+WORD = struct.Struct("<q")
+"""The one word of memory that a child shares with its master: the job that was cancelled."""
+
 _ONE_FD = socket.CMSG_LEN(4)
 
 
@@ -40,6 +44,8 @@ class Channel:
         self.results, self._child_results = os.pipe2(os.O_CLOEXEC)
         self.output, self._child_output = os.pipe2(os.O_CLOEXEC)
         self.dump = os.memfd_create("fastq-dump", os.MFD_CLOEXEC)
+        self._word = os.memfd_create("fastq-word", os.MFD_CLOEXEC)
+        os.truncate(self._word, WORD.size)
         for fd in (self.results, self.output):
             os.set_blocking(fd, False)
         self.frames = wire.FrameReader()
@@ -47,8 +53,8 @@ class Channel:
         self._line = b""
 
     def child_ends(self) -> list[int]:
-        """Return the descriptors for the child: jobs, results, output, dump."""
-        return [self._child_jobs.fileno(), self._child_results, self._child_output, self.dump]
+        """Return the descriptors for the child: jobs, results, output, dump, word."""
+        return [self._child_jobs.fileno(), self._child_results, self._child_output, self.dump, self._word]
 
     def handed_over(self) -> None:
         """Close what only the child needs now."""
@@ -114,13 +120,17 @@ class Channel:
         """Return the crash dump, "" if there is none."""
         return os.pread(self.dump, DUMP_BYTES, 0).decode(errors="replace")
 
+    def ask_to_stop(self, job_id: int) -> None:
+        """Tell the child that this job is not wanted any more; its handler may look."""
+        os.pwrite(self._word, WORD.pack(job_id), 0)
+
     def close(self) -> None:
         """Close everything."""
         if self._child_results >= 0:
             self.handed_over()
         self.jobs.close()
         self._child_jobs.close()
-        for fd in (self.results, self.output, self.dump):
+        for fd in (self.results, self.output, self.dump, self._word):
             os.close(fd)
 
 

@@ -21,6 +21,7 @@ import socket
 import sys
 import traceback
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from time import CLOCK_BOOTTIME, clock_gettime_ns
 from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import UUID
@@ -29,7 +30,8 @@ import orjson
 from setproctitle import setproctitle
 
 from fastq import codec, wire
-from fastq.errors import Cancel, NoCurrentJob, NonRetryableError, RetryableError, Snooze
+from fastq.channel import WORD
+from fastq.errors import Cancel, InvalidJob, NoCurrentJob, NonRetryableError, RetryableError, Snooze
 from fastq.outcome import End
 from fastq.text import one_line, storable
 
@@ -40,6 +42,11 @@ if TYPE_CHECKING:
 
 RESULT_BYTES = 1024 * 1024
 """A longer result fails its run: results are for answers, not for files."""
+
+PROGRESS_BYTES = 64 * 1024
+
+CAUSES = 20
+"""How far the causes of an exception are followed."""
 
 ERROR_CHARS = 1000
 """Of an exception's one-line text."""
@@ -72,19 +79,41 @@ class CurrentJob:
     """The number of this run, from 1."""
     token: UUID
     """The lease it runs under: never the same for two runs, so that side effects can be fenced with it."""
+    deadline: datetime | None
+    """The job's own, by this machine's clock: past it the run is killed. None: it has none."""
+    _runner: Runner
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether somebody has asked for the job to be cancelled: a handler that looks can stop in its own way."""
+        return self._runner.cancelled() == self.id
+
+    def raise_if_cancelled(self) -> None:
+        """Raise Cancel when somebody has asked for the job to be cancelled."""
+        if self.is_cancelled:
+            raise Cancel("cancelled while it ran")
+
+    def progress(self, value: Any) -> None:
+        """Say how far the job is, in any JSON; others see the last one in `Job.progress`. Raises InvalidJob."""
+        try:
+            body = codec.encode(value, PROGRESS_BYTES)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidJob(f"progress is not JSON: {error}") from None
+        self._runner.answer(wire.frame(wire.PROGRESS, 0, self.id, 0, 0, body))
 
 
-_current: CurrentJob | None = None
+_current: tuple[int, str, int, UUID, datetime | None, Runner] | None = None
+"""What a CurrentJob is made of, when somebody asks for it: most handlers never do."""
 
 
 def current_job() -> CurrentJob:
     """Return the job whose handler is running. Raises NoCurrentJob outside a handler."""
     if _current is None:
         raise NoCurrentJob("no job runs here: current_job() works inside a handler, in a child of fastq-master")
-    return _current
+    return CurrentJob(*_current)
 
 
-def become(slot: int, jobs: int, results: int, output: int, dump: int, *, parent: int) -> None:
+def become(slot: int, jobs: int, results: int, output: int, dump: int, word: int, *, parent: int) -> None:
     """Turn a freshly forked process into a child: its own group, its own signals, its own output."""
     os.setpgid(0, 0)
     die_with_parent(parent)
@@ -106,7 +135,7 @@ def become(slot: int, jobs: int, results: int, output: int, dump: int, *, parent
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
     setproctitle(f"fastq: child {slot}")
-    for fd in (jobs, results, dump):
+    for fd in (jobs, results, dump, word):
         os.set_inheritable(fd, False)
 
 
@@ -118,13 +147,13 @@ def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
         os._exit(BROKEN_EXIT)
 
 
-def live(handlers: Sequence[Handler[..., Any]], jobs: int, results: int) -> NoReturn:
+def live(handlers: Sequence[Handler[..., Any]], jobs: int, results: int, word: int) -> NoReturn:
     """Read packets and run them until told to leave."""
     code = BROKEN_EXIT
     try:
         inbox = socket.socket(fileno=jobs)
         os.write(results, wire.frame(wire.READY, 0, 0, clock_gettime_ns(CLOCK_BOOTTIME), 0))
-        runner = Runner(handlers, results)
+        runner = Runner(handlers, results, word)
         while True:
             data, fds, _, _ = socket.recv_fds(inbox, wire.PACKET_BYTES, 1)
             if data == wire.LEAVE:
@@ -144,36 +173,44 @@ def live(handlers: Sequence[Handler[..., Any]], jobs: int, results: int) -> NoRe
 class Runner:
     """Runs packets and answers for each of their jobs."""
 
-    def __init__(self, handlers: Sequence[Handler[..., Any]], results: int) -> None:
-        self._calls = [(handler.kind.name, _plain(handler.function)) for handler in handlers]
+    def __init__(self, handlers: Sequence[Handler[..., Any]], results: int, word: int) -> None:
+        self._calls = [(handler.kind.name, _plain(handler.function), handler.delay) for handler in handlers]
+        self._word = mmap.mmap(word, WORD.size, prot=mmap.PROT_READ)
         self._results = results
         self._stat = SchedulerStat()
 
     def run_packet(self, data: bytes, fds: list[int]) -> None:
         """Run the jobs of one packet in order."""
         packet = wire.unpack(data)
-        kind, call = self._calls[packet.kind]
+        kind, call, delay = self._calls[packet.kind]
+        deadline = datetime.fromtimestamp(packet.deadline, UTC) if packet.deadline else None
         token = UUID(bytes=packet.token)
         payloads: Sequence[Any] = packet.payloads if packet.payloads is not None else (_read_all(fds[0]),)
         queued = self._stat.queued()
         for position, (job_id, payload) in enumerate(zip(packet.job_ids, payloads, strict=True)):
             global _current  # noqa: PLW0603 - there is one job in this process
-            _current = CurrentJob(job_id, kind, packet.attempt, token)
+            _current = (job_id, kind, packet.attempt, token, deadline, self)
             started = clock_gettime_ns(CLOCK_BOOTTIME)
-            end, body = run(call, payload)
+            end, body = run(call, payload, packet.attempt, delay)
             elapsed = clock_gettime_ns(CLOCK_BOOTTIME) - started
             _current = None
             flags = 0
             if elapsed >= SLOW_NS:  # in itself, or because it had to wait for a processor?
                 queued, before = self._stat.queued(), queued
                 flags = wire.SLOW if elapsed - (queued - before) >= SLOW_NS else 0
-            self._answer(wire.frame(end, flags, job_id, started, elapsed, body))
+            self.answer(wire.frame(end, flags, job_id, started, elapsed, body))
             if elapsed >= GIVE_BACK_NS:
                 for unstarted in packet.job_ids[position + 1 :]:
-                    self._answer(wire.frame(End.UNSTARTED, 0, unstarted, started, 0))
+                    self.answer(wire.frame(End.UNSTARTED, 0, unstarted, started, 0))
                 return
 
-    def _answer(self, frame: bytes) -> None:
+    def cancelled(self) -> int:
+        """Return the job that the master wants cancelled; 0 for none."""
+        job_id: int = WORD.unpack(self._word[:])[0]
+        return job_id
+
+    def answer(self, frame: bytes) -> None:
+        """Write a frame, all of it."""
         written = os.write(self._results, frame)
         while written < len(frame):
             written += os.write(self._results, frame[written:])
@@ -213,8 +250,16 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
     return run_coroutine
 
 
-def run(call: Callable[..., Any], payload: Any) -> tuple[End, bytes]:
-    """Run one job; return how it ended and what there is to say: a result or an error, as JSON."""
+def run(
+    call: Callable[..., Any],
+    payload: Any,
+    attempt: int = 1,
+    delay: Callable[[int, BaseException], float] | None = None,
+) -> tuple[End, bytes]:
+    """Run one job; return how it ended and what there is to say: a result or an error, as JSON.
+
+    `delay` is the kind's retry function, asked when the handler raised.
+    """
     try:
         arguments = codec.decode(payload)
     except (ValueError, RecursionError) as error:
@@ -222,7 +267,7 @@ def run(call: Callable[..., Any], payload: Any) -> tuple[End, bytes]:
     try:
         result = call(**arguments) if type(arguments) is dict else call(arguments)
     except BaseException as error:  # noqa: BLE001 - round the user's code: whatever it raises is the run's end
-        return _describe(error)
+        return _describe(error, _ask(delay, attempt, error))
     if result is None:
         return End.RETURNED, b""
     try:
@@ -231,17 +276,38 @@ def run(call: Callable[..., Any], payload: Any) -> tuple[End, bytes]:
         return End.NON_RETRYABLE, _error(f"result cannot be kept: {_line(error)}")
 
 
-def _describe(error: BaseException) -> tuple[End, bytes]:
-    match error:
-        case Snooze() if (seconds := _seconds(error.seconds)) is not None:
+def _ask(delay: Callable[[int, BaseException], float] | None, attempt: int, error: BaseException) -> float | None:
+    """Ask a kind's retry function; None when there is none, or it fails or says nonsense: then the usual holds."""
+    if delay is None:
+        return None
+    try:
+        return _seconds(delay(attempt, error))
+    except BaseException:  # noqa: BLE001 - the user's code again
+        traceback.print_exc()
+        return None
+
+
+def _marker(error: BaseException) -> BaseException:
+    """Return what says how a run ended: the exception, or else what it was raised from, if that says so."""
+    inner: BaseException | None = error
+    for _ in range(CAUSES):
+        if inner is None or isinstance(inner, Snooze | Cancel | RetryableError | NonRetryableError):
+            break
+        inner = inner.__cause__
+    return inner if isinstance(inner, RetryableError | NonRetryableError) else error
+
+
+def _describe(error: BaseException, delay: float | None) -> tuple[End, bytes]:
+    match _marker(error):
+        case Snooze() as snooze if (seconds := _seconds(snooze.seconds)) is not None:
             return End.SNOOZED, _error(_line(error), retry_after=seconds)
         case Cancel():
             return End.CANCELLED, _error(_line(error))
-        case RetryableError():
-            return End.RETRYABLE, _error(_line(error), _traceback(error), _seconds(error.retry_after))
+        case RetryableError() as asked:
+            return End.RETRYABLE, _error(_line(error), _traceback(error), _seconds(asked.retry_after), delay)
         case NonRetryableError():
             return End.NON_RETRYABLE, _error(_line(error), _traceback(error))
-    return End.RAISED, _error(_line(error), _traceback(error))
+    return End.RAISED, _error(_line(error), _traceback(error), delay=delay)
 
 
 def _seconds(value: Any) -> float | None:
@@ -249,8 +315,8 @@ def _seconds(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and 0 <= value < 1e10 else None
 
 
-def _error(line: str, trace: str = "", retry_after: float | None = None) -> bytes:
-    return orjson.dumps({"error": line, "traceback": trace, "retry_after": retry_after})
+def _error(line: str, trace: str = "", retry_after: float | None = None, delay: float | None = None) -> bytes:
+    return orjson.dumps({"error": line, "traceback": trace, "retry_after": retry_after, "delay": delay})
 
 
 def _line(error: BaseException) -> str:

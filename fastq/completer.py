@@ -52,7 +52,7 @@ class Completer:
 
     def __init__(
         self, worker: UUID, kinds: Sequence[Kind], inflight: Inflight, connection: Connection, emit: Emit,
-        *, claiming: Callable[[], UUID | None], drop: Callable[[Packet], None],
+        *, claiming: Callable[[], UUID | None], drop: Callable[[Packet], None], delayed: Callable[[], None],
     ) -> None:  # fmt: skip
         self._worker = worker
         self._kinds = kinds
@@ -61,6 +61,7 @@ class Completer:
         self._emit = emit
         self._claiming = claiming
         self._drop = drop
+        self._delayed = delayed
         self._ended: dict[Packet, None] = {}  # in order
         self._splits: list[tuple[Key, list[tuple[int, int]]]] = []
         self._refused: WeakSet[Packet] = WeakSet()
@@ -197,6 +198,8 @@ class Completer:
 
     def _tell_packet(self, batch: Batch, packet: Packet) -> None:
         kind, counts = self._kinds[packet.kind].name, batch.counts(packet)
+        if "RETRY" in counts or "SNOOZED" in counts:
+            self._delayed()
         self.released += counts.get("RELEASED", 0)
         self.finished += sum(counts.get(outcome, 0) for outcome in FINAL)
         claimed = packet.claimed_at

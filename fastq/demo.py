@@ -34,7 +34,7 @@ from fastq.errors import FastqError
 from fastq.evidence import describe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import psycopg
 
@@ -184,7 +184,7 @@ def running_master(dsn: str, procs: int) -> Iterator[tuple[subprocess.Popen[byte
         raise FastqError(f"the master ended with {status}; its log {log.name} says why")
 
 
-def watch(connection: psycopg.Connection[Any], ids: list[int], process: subprocess.Popen[bytes]) -> float:
+def watch(connection: psycopg.Connection[Any], ids: Sequence[int], process: subprocess.Popen[bytes]) -> float:
     """Show how it goes until all jobs have ended, or it takes too long; return the seconds."""
     live, done = sys.stdout.isatty(), 0
     started = said = now = time.monotonic()
@@ -201,7 +201,7 @@ def watch(connection: psycopg.Connection[Any], ids: list[int], process: subproce
     return now - started
 
 
-def report(connection: psycopg.Connection[Any], ids: list[int], seconds: float) -> list[str]:
+def report(connection: psycopg.Connection[Any], ids: Sequence[int], seconds: float) -> list[str]:
     """Print the sums; return a line for each job that did not end, once, as it must."""
     rows = connection.execute(_ENDS, (ids,)).fetchall()
     print(f"\n{len(ids):,} jobs in {seconds:.1f} s: {len(ids) / seconds:,.0f} jobs/s")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from math import inf
-from time import CLOCK_BOOTTIME, clock_gettime_ns
+from time import CLOCK_BOOTTIME, clock_gettime_ns, time
 from typing import TYPE_CHECKING
 
 from fastq import wire
@@ -20,7 +20,7 @@ from fastq.events import Recalled
 from fastq.outcome import End
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from fastq.children import Child, Children
     from fastq.events import Emit
@@ -38,6 +38,9 @@ HELD_JOBS = 4000
 
 STUCK_NS = 5_000_000
 """A packet ahead is taken back for an idle child when the one before it has made no progress for this long."""
+
+CANCEL_NS = 5_000_000_000
+"""A run that was asked to stop is killed after so long."""
 
 LATE_NS = 100_000_000
 """The outcomes of a packet that is still running are written when they have waited this long for its end."""
@@ -59,6 +62,7 @@ class Dispatcher:
         want: Callable[[], None],
         kill: Callable[[Child, str], None],
         load: Callable[[Child, Packet], None],
+        told: Callable[[dict[int, bytes]], None],
     ) -> None:
         self._kinds = kinds
         self._paces = paces
@@ -70,6 +74,8 @@ class Dispatcher:
         self._want = want
         self._kill = kill
         self._load = load
+        self._told = told
+        self._cancels: dict[int, int] = {}
         self._backlog: tuple[deque[Packet], ...] = tuple(deque() for _ in range(4))
         self._waiting = 0
         self._draining = False
@@ -195,7 +201,11 @@ class Dispatcher:
         os.close(fd)
 
     def _put(self, child: Child, packet: Packet, payload: int | None) -> None:
-        data = wire.pack(packet.token.bytes, packet.kind, packet.attempt, packet.job_ids, packet.sizes, packet.body)
+        left = packet.limits.deadline_in
+        deadline = 0.0 if left is None else time() + left - (clock_gettime_ns(CLOCK_BOOTTIME) - packet.claimed_at) / 1e9
+        data = wire.pack(
+            packet.token.bytes, packet.kind, packet.attempt, packet.job_ids, packet.sizes, packet.body, deadline
+        )
         if child.channel.send(data, payload):
             child.packets.append(packet)
         else:  # it is dying, and its death will say so
@@ -221,6 +231,8 @@ class Dispatcher:
 
     def _note(self, child: Child, frames: wire.Frames) -> None:
         """Book what a child has reported with the packets it was sent, in order."""
+        if frames.progress:
+            self._told(frames.progress)
         at, stop = 0, len(frames.ends)
         if stop and frames.ends[0] == wire.READY and child.phase is Phase.STARTING:
             child.phase, at = Phase.READY, 1
@@ -233,7 +245,7 @@ class Dispatcher:
             ends = frames.ends[runs]
             if list(frames.job_ids[runs]) != packet.job_ids[done : done + len(ends)] or max(ends) > End.UNSTARTED:
                 raise wire.ProtocolError("a result of another job")
-            packet.ends += ends
+            packet.ends += ends if not self._cancels else self._after_cancel(packet, ends)
             packet.started += frames.started[runs]
             packet.elapsed += frames.elapsed[runs]
             if frames.bodies:
@@ -269,6 +281,63 @@ class Dispatcher:
             return
         self._backlog[packet.priority - 1].appendleft(packet)
         self._waiting += 1
+
+    # Jobs are cancelled.
+
+    def cancel(self, job_ids: Collection[int]) -> None:
+        """Cancel what we hold of these jobs: what has not begun at once; what runs is told, and later killed."""
+        held = {job_id for packet in self._inflight for job_id in packet.job_ids if job_id in job_ids}
+        now = clock_gettime_ns(CLOCK_BOOTTIME)
+        self._cancels = {job_id: self._cancels.get(job_id, now) for job_id in held}
+        if not self._cancels:
+            return
+        for child in self._children:
+            if len(child.packets) > 1 and any(job_id in self._cancels for job_id in child.packets[-1].job_ids):
+                self.recall(child)
+        for queue in self._backlog:
+            for packet in [packet for packet in queue if any(job_id in self._cancels for job_id in packet.job_ids)]:
+                queue.remove(packet)
+                self._waiting -= 1
+                self._cancel_unstarted(packet)
+        self._press()
+
+    def is_cancelled(self, job_id: int) -> bool:
+        """Whether somebody wants this job of ours cancelled."""
+        return job_id in self._cancels
+
+    def _cancel_unstarted(self, packet: Packet) -> None:
+        """End the cancelled jobs of a packet that no child has; the others stay."""
+        parts = self._inflight.split(packet, *[1] * (len(packet.job_ids) - 1))
+        if len(parts) > 1:
+            self._split(parts)
+        for part in parts:
+            if part.job_ids[0] in self._cancels:
+                part.end_all(End.CANCELLED)
+                self._finish(part)
+            else:
+                self._put_back(part)
+
+    def _press(self) -> None:
+        """Tell the children that run cancelled jobs, and kill those that have been told long enough ago."""
+        now = clock_gettime_ns(CLOCK_BOOTTIME)
+        for child in self._children:
+            if not child.packets or child.phase is not Phase.READY:
+                continue
+            job_id = child.packets[0].job_ids[len(child.packets[0].ends)]
+            if job_id in self._cancels:
+                child.channel.ask_to_stop(job_id)
+                if now - self._cancels[job_id] > CANCEL_NS and not self.read(child):
+                    self._kill(child, "cancel")
+
+    def _after_cancel(self, packet: Packet, ends: tuple[int, ...]) -> list[int]:
+        """Return how runs ended, given that some of them were to be cancelled: whatever but a return is a cancel."""
+        ended = []
+        for job_id, end in zip(packet.job_ids[len(packet.ends) :], ends, strict=False):
+            cancelled = job_id in self._cancels and end not in (End.RETURNED, End.UNSTARTED)
+            if cancelled:
+                packet.found[job_id] = "cancelled while it ran", None
+            ended.append(End.CANCELLED if cancelled else end)
+        return ended
 
     # Work is taken back.
 
@@ -355,6 +424,8 @@ class Dispatcher:
                 parts = self._inflight.split(packet, len(packet.ends))
                 self._split(parts)
                 self._finish(parts[0])
+        if self._cancels:
+            self._press()
         if self._waiting:
             self.feed()
 

@@ -11,6 +11,8 @@
     │   └── UnknownKind      no handler of that name in this app
     ├── DuplicateJob         a live job with that unique key exists
     ├── NotFound             no job with that id
+    ├── JobRunning           the job runs, and what was asked cannot be done to one that does
+    ├── JobFinished          the job has ended, and what was asked cannot be done to one that has
     ├── WaitTimeout          the job did not end in the time given
     └── NoCurrentJob         current_job() outside a handler
 
@@ -78,6 +80,14 @@ class NotFound(FastqError, LookupError):
     """There is no job with that id."""
 
 
+class JobRunning(FastqError):
+    """The job is running; what was asked can only be done to one that is not."""
+
+
+class JobFinished(FastqError):
+    """The job has ended; what was asked can only be done to one that has not."""
+
+
 class WaitTimeout(FastqError, TimeoutError):
     """The job had not ended when the time given was over; it goes on."""
 
@@ -96,9 +106,12 @@ class RetryableError(FastqError):
     retry_after: float | None = None
     """Stands here as well for subclasses with an `__init__` of their own."""
 
-    def __init__(self, message: str = "", *, retry_after: float | None = None) -> None:
-        super().__init__(message)
+    def __init__(
+        self, message: str = "", *, retry_after: float | None = None, cause: BaseException | None = None
+    ) -> None:
+        super().__init__(message or (str(cause) if cause else ""))
         self.retry_after = retry_after
+        self.__cause__ = cause
 
 
 class NonRetryableError(FastqError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastq.errors import InvalidJob
 from fastq.text import printable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Status(enum.StrEnum):
-    """Where a job stands. The last four are final."""
+    """Where a job stands."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
@@ -24,11 +24,39 @@ class Status(enum.StrEnum):
     FAILED = "FAILED"
     PANIC = "PANIC"
     CANCELLED = "CANCELLED"
+    INVALID = "INVALID"
+    """No job has it: what `parse` makes of a word that is no status."""
 
     @property
     def is_final(self) -> bool:
         """Whether the job has ended for good."""
-        return self not in (Status.PENDING, Status.RUNNING)
+        return self in (Status.DONE, Status.FAILED, Status.PANIC, Status.CANCELLED)
+
+    @classmethod
+    def parse(cls, text: str, *, strict: bool = False) -> Status:
+        """Return the status that a word means, in any case: ours, or one of the five systems' (see `_MEANINGS`).
+
+        A word that is none gives INVALID, or with `strict` raises InvalidJob.
+        """
+        status = _MEANINGS.get(text.lower(), cls.INVALID) if isinstance(text, str) else cls.INVALID
+        if strict and status is cls.INVALID:
+            raise InvalidJob(f"status is {text!r}, must be {', '.join(s for s in cls if s is not cls.INVALID)}")
+        return status
+
+
+_MEANINGS = {
+    **{status.value.lower(): status for status in Status if status is not Status.INVALID},
+    # neoq
+    "new": Status.PENDING, "processed": Status.DONE,
+    # River; its "pending" (parked) and "retryable" are phases of ours
+    "available": Status.PENDING, "scheduled": Status.PENDING, "retryable": Status.PENDING,
+    "completed": Status.DONE, "discarded": Status.FAILED,
+    # osbuild
+    "queued": Status.PENDING, "started": Status.RUNNING, "finished": Status.DONE, "canceled": Status.CANCELLED,
+    # cheekybits
+    "working": Status.RUNNING, "waiting": Status.PENDING, "success": Status.DONE,
+}  # fmt: skip
+"""Status names, ours and those of the five systems, in lower case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +75,7 @@ class Job:
     payload: Any
     tags: list[str] | None
     meta: Any
+    unique_key: str | None
     created_at: datetime
     run_at: datetime
     deadline: datetime | None
@@ -59,6 +88,28 @@ class Job:
     """What went wrong last, in one line; it stays after a later success."""
     result: Any
     evidence: dict[str, Any] | None
+    """The traceback that belongs to `error`; for a PANIC all that is known."""
+    progress: Any
+    """What its handler has said last of how far it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """How one run of a job ended: one row of `fastq.attempt`."""
+
+    attempt: int
+    """The number of the run, from 1."""
+    outcome: str
+    """DONE, FAILED, PANIC or CANCELLED: the end; RETRY: another run followed."""
+    started_at: datetime | None
+    """None: it ended without a run."""
+    finished_at: datetime
+    worker: UUID | None
+    """The master that ran it."""
+    token: UUID | None
+    error: str | None
+    evidence: dict[str, Any] | None
+    result: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +133,11 @@ class NewJob:
     """Runs in all; None is what the kind says, 0 is no limit."""
     tags: tuple[str, ...] = ()
     meta: Any = None
+    unique: str | Literal[True] | tuple[str, ...] | None = None
+    """No second live job with the same: a key of your own; True: the same queue, kind and payload; names: the same
+    queue, kind and these arguments."""
+    unique_for: float | None = None
+    """Seconds from now that the key stays taken even when the job has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +152,10 @@ class Kind:
     strict: bool = False
     """Only RetryableError is retried, any other exception is final (as in entropy's worker)."""
     panic_retries: int = 0
-    """How many deaths of its child a job may survive; then PANIC."""
+    """Up to which run the death of its child is retried: with 1 the first run may die. Past it, or past max_attempts, a
+    death is PANIC."""
+    delays: tuple[float, ...] | None = None
+    """Seconds before the second run, the third, ...; the last one goes on. None: attempt**4 (as in River)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +183,7 @@ def check(values: NewJob | Kind) -> None:
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 1 <= len(value) <= 200 and "\0" not in value and value.isprintable()
+    return isinstance(value, str) and 1 <= len(value) <= 200 and value.isprintable() and bool(value.strip())
 
 
 def _is_seconds(value: Any) -> bool:
@@ -141,6 +200,20 @@ def _is_moment(value: Any) -> bool:
 
 def _are_tags(value: Any) -> bool:
     return value == () or (isinstance(value, list | tuple | set | frozenset) and all(map(_is_name, value)))
+
+
+def _is_unique(value: Any) -> bool:
+    if value is None or value is True:
+        return True
+    return (
+        1 <= len(value.strip()) <= 1000
+        if isinstance(value, str)
+        else isinstance(value, tuple) and all(map(_is_name, value))
+    )
+
+
+def _are_delays(value: Any) -> bool:
+    return value is None or (len(value) > 0 and all(isinstance(v, int | float) and 0 <= v < 1e10 for v in value))
 
 
 _NAME = (_is_name, "1 to 200 printable characters")
@@ -163,6 +236,8 @@ _RULES: dict[type, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "timeout": _SECONDS,
         "max_attempts": _COUNT,
         "tags": (_are_tags, "a sequence of words"),
+        "unique": (_is_unique, "a key of 1 to 1000 characters, True, or names of arguments"),
+        "unique_for": _SECONDS,
     },
     Kind: {
         "name": _NAME,
@@ -170,6 +245,7 @@ _RULES: dict[type, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "max_attempts": (lambda value: value is not None and _is_count(value), _COUNT[1]),
         "strict": _FLAG,
         "panic_retries": (lambda value: value is not None and _is_count(value), _COUNT[1]),
+        "delays": (_are_delays, "numbers of seconds, 0 or more"),
     },
 }
 """By field: what fits, and how to say it."""

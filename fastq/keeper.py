@@ -10,11 +10,12 @@ taken back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 from time import CLOCK_BOOTTIME, clock_gettime_ns
 from typing import TYPE_CHECKING
 
-from fastq import lifeline
+from fastq import codec, lifeline
 from fastq.errors import FastqError
 from fastq.events import Rescued
 from fastq.store import Lost
@@ -46,6 +47,8 @@ DUE_JOBS = 1000
 DUE_SECONDS = 1.0
 """Between two looks at what is due, unless something is due earlier."""
 
+PROGRESS_SECONDS = 1.0
+
 STATEMENT_SECONDS = 15.0
 
 
@@ -58,7 +61,7 @@ class Keeper:
 
     def __init__(
         self, config: Config, worker: UUID, deadline: mmap.mmap, heart: Connection, connection: Connection, emit: Emit,
-        *, woken: Callable[[], None], hold: Callable[[bool], None],
+        *, woken: Callable[[], None], hold: Callable[[bool], None], cancel: Callable[[list[int]], None],
     ) -> None:  # fmt: skip
         self._config = config
         self._worker = worker
@@ -68,6 +71,9 @@ class Keeper:
         self._emit = emit
         self._woken = woken
         self._hold = hold
+        self._cancel = cancel
+        self._cancel_called = asyncio.Event()
+        self._progress: dict[int, bytes] = {}
         self._host = lifeline.host_id()
         self._seen: dict[UUID, tuple[int, int]] = {}
         self._due_called = asyncio.Event()
@@ -114,11 +120,43 @@ class Keeper:
                     pause = min(pause, max(0.001, next_in))
             except Lost:
                 continue
+            await _within(pause, self._due_called)
+
+    def cancel_soon(self) -> None:
+        """Say that somebody wants a running job cancelled."""
+        self._cancel_called.set()
+
+    async def cancels(self) -> None:
+        """Pass on whom to cancel, for ever: when told, and otherwise as often as the heart beats."""
+        while True:
+            await _within(self._config.lease / 3, self._cancel_called)
+            self._cancel_called.clear()
             try:
-                async with asyncio.timeout(pause):
-                    await self._due_called.wait()
-            except TimeoutError:
-                pass
+                rows = await self._connection.fetch("cancels", STATEMENT_SECONDS)
+            except Lost:
+                self._cancel_called.set()
+                continue
+            self._cancel([job_id for (job_id,) in rows])
+
+    def told(self, progress: dict[int, bytes]) -> None:
+        """Take what handlers have said of how far they are; what is no JSON is no honest child's, and dropped."""
+        for job_id, body in progress.items():
+            with contextlib.suppress(ValueError, RecursionError):
+                codec.decode(body)
+                self._progress[job_id] = body
+
+    async def write_progress(self) -> None:
+        """Write what handlers have said of how far they are, for ever; of one job at most once a second."""
+        while True:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            if not self._progress:
+                continue
+            told, self._progress = self._progress, {}
+            texts = [body.decode() for body in told.values()]
+            try:
+                await self._connection.fetch("progress", STATEMENT_SECONDS, job_ids=list(told), progress=texts)
+            except Lost:
+                self._progress = told | self._progress
 
     async def rescue(self) -> None:
         """Look after other masters, for ever."""
@@ -169,3 +207,10 @@ class Keeper:
         """Tell ourselves, and other masters that sleep, that jobs have become ready."""
         self._woken()
         await self._connection.fetch("wake", STATEMENT_SECONDS)
+
+
+async def _within(seconds: float, event: asyncio.Event) -> None:
+    """Wait for the event, but no longer than this."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

@@ -157,12 +157,12 @@ class Life:
         paces = [Pace() for _ in kinds]
         self._completer = Completer(
             self._worker, kinds, self._inflight, self._outcomes, self._emit,
-            claiming=self._claiming, drop=self._drop,
+            claiming=self._claiming, drop=self._drop, delayed=self._due_soon,
         )  # fmt: skip
         self._dispatcher = Dispatcher(
             kinds, paces, self._children, self._inflight, self._emit,
             split=self._completer.split, finish=self._completer.finish, want=self._want,
-            kill=self._nursery.kill, load=self._load,
+            kill=self._nursery.kill, load=self._load, told=self._told,
         )  # fmt: skip
         self._leaser = Leaser(
             self._config, self._worker, kinds, paces, self._inflight, self._claims, self._emit,
@@ -170,7 +170,7 @@ class Life:
         )  # fmt: skip
         self._keeper = Keeper(
             self._config, self._worker, self._word, self._heart, self._claims, self._emit,
-            woken=self._leaser.call, hold=self._hold,
+            woken=self._leaser.call, hold=self._hold, cancel=self._dispatcher.cancel,
         )  # fmt: skip
         for connection in (self._claims, self._outcomes, self._heart):
             connection.on_reconnect = self._completer.doubt
@@ -193,7 +193,7 @@ class Life:
         self._leasing = self._start(self._leaser.run())
         for work in (
             self._completer.run, self._keeper.beat, self._keeper.rescue, self._keeper.move_due,
-            self._listener.run, self._tick,
+            self._keeper.cancels, self._keeper.write_progress, self._listener.run, self._tick,
         ):  # fmt: skip
             self._start(work())
         self._emit(MasterStarted(self._config.app, self._config.procs, self._database, str(self._worker)))
@@ -234,13 +234,23 @@ class Life:
     def _claiming(self) -> UUID | None:
         return self._leaser.token
 
+    def _due_soon(self) -> None:
+        self._keeper.due_soon()
+
     def _drop(self, packet: Packet) -> None:
         self._dispatcher.drop(packet)
+
+    def _told(self, progress: dict[int, bytes]) -> None:
+        self._keeper.told(progress)
 
     def _want(self) -> None:
         self._leaser.want()
 
-    def _call(self) -> None:
+    def _call(self, words: str) -> None:
+        """Hear what a NOTIFY says: that a running job is to be cancelled, or else that jobs may be ready."""
+        if words == "cancel":
+            self._keeper.cancel_soon()
+            return
         self._leaser.call()
         self._keeper.due_soon()
 
@@ -262,7 +272,7 @@ class Life:
                 death, seconds=seconds, dump=dump, output=child.channel.tail, child_runs=child.runs, slot=child.slot
             )
             error = evidence.sentence(death, self._kinds[packet.kind].name, job_id, seconds, dump)
-            end = {"timeout": End.OVERRAN, "stop": End.STOPPED, "lease": End.STOPPED}.get(
+            end = {"timeout": End.OVERRAN, "stop": End.STOPPED, "lease": End.STOPPED, "cancel": End.CANCELLED}.get(
                 child.killed_for or "", End.DIED
             )
             if self._keeper.is_over() and death.is_signal and death.status == signal.SIGKILL:
@@ -271,6 +281,8 @@ class Life:
                 error = f"timeout after {seconds:.3g} s"
             elif child.killed_for == "protocol":
                 error = f"wrote into its result pipe, and was killed: {error}"
+            if self._dispatcher.is_cancelled(job_id) and end in (End.DIED, End.OVERRAN, End.CANCELLED):
+                end, error = End.CANCELLED, f"cancelled while it ran: {error}"
             packet.ends, packet.started, packet.elapsed = [end], [child.since], [now - child.since]
             packet.found[job_id] = error, known
             self._completer.finish(packet)

@@ -90,12 +90,14 @@ def decide(
     deadline_in: float | None,
     retry_after: float | None,
     chance: float,
+    delay: float | None = None,
 ) -> Verdict:
     """Say what becomes of a job whose run number `attempt` ended like this.
 
     `deadline_in` are the seconds left until its deadline (None: it has none), `retry_after` what the handler asked for,
-    `chance` a random number in [0, 1) for the jitter.
+    `delay` what the kind's own retry function said, `chance` a random number in [0, 1) for the jitter.
     """
+    usual = retry.delay(attempt, chance, kind.delays) if delay is None else delay
     match end:
         case End.RETURNED:
             return DONE
@@ -110,13 +112,14 @@ def decide(
     max_attempts = kind.max_attempts if limits.max_attempts is None else limits.max_attempts
     if end is End.DIED:
         runs = min(kind.panic_retries + 1, max_attempts or math.inf)
-        return _retry(runs, attempt, retry.delay(attempt, chance), deadline_in, given_up=PANIC)
+        return _retry(runs, attempt, usual, deadline_in, given_up=PANIC)
     if deadline_in is not None and deadline_in <= 0:
         return OVERDUE
     if end is End.NON_RETRYABLE or (kind.strict and end is not End.RETRYABLE):
         return FAILED
-    delay = retry.delay(attempt, chance) if retry_after is None else max(retry.FLOOR, retry_after)
-    return _retry(max_attempts, attempt, delay, deadline_in, given_up=FAILED)
+    asked = end is End.RETRYABLE and retry_after is not None
+    wait = max(retry.FLOOR, retry_after or 0.0) if asked else usual
+    return _retry(max_attempts, attempt, wait, deadline_in, given_up=FAILED)
 
 
 def _retry(max_attempts: float, attempt: int, delay: float, deadline_in: float | None, given_up: Verdict) -> Verdict:

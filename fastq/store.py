@@ -168,7 +168,7 @@ def _pass_on_cancel() -> None:
 class Listener:
     """The connection that waits for NOTIFY: a hint that work has come, and never more than a hint."""
 
-    def __init__(self, conninfo: Callable[[], str], on_notify: Callable[[], None], emit: Emit) -> None:
+    def __init__(self, conninfo: Callable[[], str], on_notify: Callable[[str], None], emit: Emit) -> None:
         self._conninfo = conninfo
         self._on_notify = on_notify
         self._emit = emit
@@ -184,9 +184,9 @@ class Listener:
                     if failures:
                         failures = 0
                         self._emit(DatabaseBack("listen"))
-                    self._on_notify()  # something may have come while nobody listened
-                    async for _ in connection.notifies():
-                        self._on_notify()
+                    self._on_notify("")  # something may have come while nobody listened
+                    async for notify in connection.notifies():
+                        self._on_notify(notify.payload)
             except (psycopg.Error, DatabaseError, OSError) as error:
                 failures += 1
                 self._emit(DatabaseLost("listen", one_line(error)))

@@ -9,7 +9,7 @@ It is told what to do, and tells what happened, by notices over one SEQPACKET so
 
     from the master                          to the master
     {"do": "import", app, ...}               {"event": "ready", kinds} or {"event": "failed", error, traceback}
-    {"do": "fork", slot, serial} + 4 fds     {"event": "born", slot, serial, pid} + pidfd, or {"event": "unborn", ...}
+    {"do": "fork", slot, serial} + 5 fds     {"event": "born", slot, serial, pid} + pidfd, or {"event": "unborn", ...}
     {"do": "ping"}                           {"event": "pong"}
                                              {"event": "died", slot, serial, pid, code, status, ...}
 """
@@ -145,7 +145,7 @@ class Template:
             self._master.close()
             child.become(slot, *fds, parent=self._pid)
             assert self._app is not None
-            child.live(list(self._app.handlers.values()), fds[0], fds[1])
+            child.live(list(self._app.handlers.values()), fds[0], fds[1], fds[4])
         except BaseException:  # noqa: BLE001 - the top of the child
             traceback.print_exc()
         finally:

@@ -30,13 +30,15 @@ INLINE_BYTES = 32 * 1024
 BODY_BYTES = 4 * 1024 * 1024
 """A longer body cannot come from an honest child: results end at 1 MiB, tracebacks far below."""
 
-_PACKET = struct.Struct("<16sHHi")  # token, kind, jobs, number of the run
+_PACKET = struct.Struct("<16sHHid")  # token, kind, jobs, number of the run, deadline
 _FRAME = struct.Struct("<BBHIqqq")  # mark, end, flags, length of the body, job, started (ns), elapsed (ns)
 _MARK = 0xFA
 
 FRAME_SIZE = _FRAME.size
 READY = 200
 """In place of a frame's end: the child is up and waits for its first packet."""
+PROGRESS = 201
+"""In place of a frame's end: the body says how far the job is, which goes on."""
 SLOW = 1
 """A frame's flag: this run itself was slow; not its process waiting for a processor."""
 
@@ -56,28 +58,38 @@ class Packet:
     kind: int
     """Place of the kind in the manifest."""
     attempt: int
+    deadline: float
+    """When the run is killed, seconds since the epoch; 0: never."""
     job_ids: tuple[int, ...]
     payloads: tuple[memoryview, ...] | None
     """None: one payload, in the descriptor that came along."""
 
 
-def pack(token: bytes, kind: int, attempt: int, job_ids: Sequence[int], sizes: Sequence[int], body: bytes) -> bytes:
+def pack(
+    token: bytes,
+    kind: int,
+    attempt: int,
+    job_ids: Sequence[int],
+    sizes: Sequence[int],
+    body: bytes,
+    deadline: float = 0.0,
+) -> bytes:
     """Return the bytes of a packet; an empty `body` with one large size says that the payload comes in a descriptor."""
     n = len(job_ids)
-    return _PACKET.pack(token, kind, n, attempt) + struct.pack(f"<{n}q{n}I", *job_ids, *sizes) + body
+    return _PACKET.pack(token, kind, n, attempt, deadline) + struct.pack(f"<{n}q{n}I", *job_ids, *sizes) + body
 
 
 def unpack(data: bytes) -> Packet:
     """Read a packet."""
-    token, kind, n, attempt = _PACKET.unpack_from(data)
+    token, kind, n, attempt, deadline = _PACKET.unpack_from(data)
     fields = struct.unpack_from(f"<{n}q{n}I", data, _PACKET.size)
     start, view, payloads = _PACKET.size + 12 * n, memoryview(data), []
     if n == 1 and len(data) == start and fields[1]:
-        return Packet(token, kind, attempt, fields[:1], None)
+        return Packet(token, kind, attempt, deadline, fields[:1], None)
     for size in fields[n:]:
         payloads.append(view[start : start + size])
         start += size
-    return Packet(token, kind, attempt, fields[:n], tuple(payloads))
+    return Packet(token, kind, attempt, deadline, fields[:n], tuple(payloads))
 
 
 class Frames(NamedTuple):
@@ -92,9 +104,11 @@ class Frames(NamedTuple):
     """Nanoseconds."""
     bodies: dict[int, bytes]
     """By job: what there is to say of it."""
+    progress: dict[int, bytes]
+    """By job: how far it is, or was."""
 
 
-NO_FRAMES = Frames((), (), (), (), (), {})
+NO_FRAMES = Frames((), (), (), (), (), {}, {})
 
 
 def frame(end: int, flags: int, job_id: int, started: int, elapsed: int, body: bytes = b"") -> bytes:
@@ -120,13 +134,14 @@ class FrameReader:
         whole = len(data) - len(data) % FRAME_SIZE
         rows = list(_FRAME.iter_unpack(data[:whole]))
         bodies: dict[int, bytes] = {}
+        progress: dict[int, bytes] = {}
         if any(row[0] != _MARK or row[3] for row in rows):  # then what follows a body was cut in the wrong places
-            rows, bodies, whole, self._bad = _cut(data)
+            rows, bodies, progress, whole, self._bad = _cut(data)
         self._rest = data[whole:]
         if not rows:
-            return NO_FRAMES
+            return NO_FRAMES._replace(progress=progress) if progress else NO_FRAMES
         _, ends, flags, _, job_ids, started, elapsed = zip(*rows, strict=True)
-        return Frames(ends, flags, job_ids, started, elapsed, bodies)
+        return Frames(ends, flags, job_ids, started, elapsed, bodies, progress)
 
     def check(self) -> None:
         """Raise ProtocolError if what followed the frames so far is no frame."""
@@ -134,24 +149,28 @@ class FrameReader:
             raise ProtocolError(f"bytes that are no frame: {self._bad.hex()}")
 
 
-def _cut(data: bytes) -> tuple[list[tuple[int, ...]], dict[int, bytes], int, bytes]:
-    """Return frames with bodies among them: headers, bodies, how many bytes that was, and bytes that are no frame."""
+def _cut(data: bytes) -> tuple[list[tuple[int, ...]], dict[int, bytes], dict[int, bytes], int, bytes]:
+    """Return frames with bodies among them: headers, bodies, progress, how many bytes, and what is no frame."""
     rows: list[tuple[int, ...]] = []
     bodies: dict[int, bytes] = {}
+    progress: dict[int, bytes] = {}
     at = 0
     while len(data) - at >= FRAME_SIZE:
         row = _FRAME.unpack_from(data, at)
         length, job_id = row[3], row[4]
         if row[0] != _MARK or length > BODY_BYTES:
-            return rows, bodies, len(data), data[at : at + FRAME_SIZE]
+            return rows, bodies, progress, len(data), data[at : at + FRAME_SIZE]
         stop = at + FRAME_SIZE + length
         if stop > len(data):
             break
-        if length:
-            bodies[job_id] = data[at + FRAME_SIZE : stop]
-        rows.append(row)
+        if row[1] == PROGRESS:
+            progress[job_id] = data[at + FRAME_SIZE : stop]
+        else:
+            rows.append(row)
+            if length:
+                bodies[job_id] = data[at + FRAME_SIZE : stop]
         at = stop
-    return rows, bodies, at, b""
+    return rows, bodies, progress, at, b""
 
 
 def notice(**fields: Any) -> bytes:

@@ -36,7 +36,7 @@ WITH me AS MATERIALIZED (
            min(limits::text) AS limits, date_part('epoch', now()) AS now
     FROM sliced GROUP BY queue, lane, kind, attempt, alone, slice
 ), leased AS (
-    INSERT INTO fastq.lease (token, number, worker, attempt, lost, job_ids)
-    SELECT %(token)s, number, %(worker)s, attempt, lost, job_ids FROM packet
+    INSERT INTO fastq.lease (token, number, worker, attempt, lost, priority, job_ids)
+    SELECT %(token)s, number, %(worker)s, attempt, lost, lane %% 10, job_ids FROM packet
 )
 SELECT number, queue, lane, kind, attempt, lost, mark, job_ids, sizes, waits, body, limits, now FROM packet ORDER BY number

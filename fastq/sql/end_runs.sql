@@ -10,9 +10,9 @@ WITH ended AS (
     DELETE FROM fastq.lease
     USING unnest(%(tokens)s::uuid[], %(numbers)s::integer[], %(firsts)s::integer[]) AS given (token, number, first)
     WHERE lease.token = given.token AND lease.number = given.number AND lease.worker = %(worker)s
-    RETURNING lease.token, lease.number, lease.attempt, lease.lost, lease.job_ids, given.first
+    RETURNING lease.token, lease.number, lease.attempt, lease.lost, lease.priority, lease.job_ids, given.first
 ), run AS (
-    SELECT ended.token, ended.attempt, ended.lost, run.*
+    SELECT ended.token, ended.attempt, ended.lost, ended.priority, run.*
     FROM ended, cardinality(job_ids) AS n, unnest(
         ended.job_ids,
         (%(started)s::bigint[])[first : first + n - 1],
@@ -32,12 +32,12 @@ WITH ended AS (
     FROM run WHERE outcome IS DISTINCT FROM ''
 ), given_back AS (
     INSERT INTO fastq.ready (pos, job_id, run_at, attempt, size, lane, lost, queue, kind, payload, limits)
-    SELECT job_id - (1::bigint << 62), job_id, form.run_at, run.attempt - 1, form.size,
-           form.priority + CASE WHEN run.lost > 0 THEN 10 ELSE 0 END, run.lost, form.queue, form.kind, form.payload, form.limits
+    SELECT job_id - (1::bigint << 62), job_id, least(form.run_at, now()), run.attempt - 1, form.size,
+           run.priority + CASE WHEN run.lost > 0 THEN 10 ELSE 0 END, run.lost, form.queue, form.kind, form.payload, form.limits
     FROM run JOIN fastq.ready_form AS form USING (job_id) WHERE run.next = 1
 ), delayed AS (
-    INSERT INTO fastq.waiting (job_id, run_at, attempt, lost, phase)
-    SELECT job_id, now() + delay * interval '1 second', CASE next WHEN 2 THEN attempt - 1 ELSE attempt END, lost,
+    INSERT INTO fastq.waiting (job_id, run_at, attempt, lost, priority, phase)
+    SELECT job_id, now() + delay * interval '1 second', CASE next WHEN 2 THEN attempt - 1 ELSE attempt END, lost, priority,
            CASE next WHEN 2 THEN 'scheduled' ELSE 'retrying' END
     FROM run WHERE next IN (2, 3)
 )

@@ -25,16 +25,16 @@ FLOORS: list[set[str]] = [
     {"config", "events", "job"},
     {"retry"},
     {"children", "codec", "inflight", "outcome", "wire"},
-    {"batch"},
+    {"batch", "unique"},
     {"app", "channel", "embedded", "evidence", "lifeline", "logs", "metrics", "schema", "store"},
-    {"completer", "database", "dispatcher", "keeper", "leaser", "nursery"},
+    {"completer", "database", "dispatcher", "keeper", "leaser", "nursery", "plans"},
     {"child", "client", "life"},
     {"master", "serving", "template"},
     {"demo"},
     {"cli"},
     {"__main__"},
 ]
-"""From the ground up. DESIGN.md counts some of these as one: retry to batch are its floor 2, the last three its floor 7."""
+"""From the ground up. The architecture guide counts some of these as one."""
 
 PURE = {name for names in FLOORS[:5] for name in names}
 IMPURE = {"os", "socket", "signal", "time", "subprocess", "psycopg", "random", "asyncio", "threading", "uuid", "select"}

@@ -13,7 +13,7 @@ from fastq.wire import FrameReader, ProtocolError
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 BODY = st.binary(max_size=80) | st.just(wire.frame(0, 0, 1, 1, 1)) | st.just(b"")
-ROW = st.tuples(st.integers(0, 255), st.integers(0, 65535), INT64, INT64, INT64, BODY)
+ROW = st.tuples(st.integers(0, wire.PROGRESS - 1), st.integers(0, 65535), INT64, INT64, INT64, BODY)
 ROWS = st.lists(ROW, max_size=8, unique_by=lambda row: row[2])
 CUTS = st.lists(st.integers(0, 1000), max_size=12)
 
@@ -26,7 +26,7 @@ def reads(data: bytes, cuts: list[int]) -> list[bytes]:
 
 def rows(frames: wire.Frames) -> list[tuple[object, ...]]:
     """Return frames one by one."""
-    *columns, bodies = frames
+    *columns, bodies, _ = frames
     return [(*row, bodies.get(row[2], b"")) for row in zip(*columns, strict=True)]
 
 

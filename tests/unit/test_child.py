@@ -15,7 +15,7 @@ import pytest
 from fastq import child, wire
 from fastq.app import App
 from fastq.channel import memory_file
-from fastq.child import ERROR_CHARS, RESULT_BYTES, TRACEBACK_CHARS, CurrentJob, Runner, current_job
+from fastq.child import ERROR_CHARS, RESULT_BYTES, TRACEBACK_CHARS, Runner, current_job
 from fastq.errors import Cancel, NoCurrentJob, NonRetryableError, RetryableError, Snooze
 from fastq.outcome import End
 
@@ -329,7 +329,10 @@ def test_what_a_coroutine_raises_ends_its_run() -> None:
     async def handler() -> None:
         raise Cancel("no need")
 
-    assert run(handler) == (End.CANCELLED, {"error": "Cancel: no need", "traceback": "", "retry_after": None})
+    assert run(handler) == (
+        End.CANCELLED,
+        {"error": "Cancel: no need", "traceback": "", "retry_after": None, "delay": None},
+    )
 
 
 def test_a_task_that_a_coroutine_leaves_behind_is_cancelled() -> None:
@@ -400,7 +403,10 @@ def run_packet(pipe: Pipe, *payloads: bytes, kind: int = 0, fds: list[int] | Non
         app.job(kind=name)(function)
     sizes = [len(payload) for payload in payloads] if fds is None else [10**6]
     data = wire.pack(TOKEN.bytes, kind, 3, range(1, len(sizes) + 1), sizes, b"".join(payloads))
-    Runner(list(app.handlers.values()), pipe.write).run_packet(data, fds or [])
+    word = os.memfd_create("word")
+    os.truncate(word, 8)
+    Runner(list(app.handlers.values()), pipe.write, word).run_packet(data, fds or [])
+    os.close(word)
 
 
 def test_every_job_of_a_packet_is_answered_for_in_order(pipe: Pipe) -> None:
@@ -477,7 +483,10 @@ def test_a_handler_knows_its_job(pipe: Pipe) -> None:
     """Id, kind, number of the run, and the token to fence side effects with."""
     seen = []
     run_packet(pipe, b"{}", b"{}", f=lambda: seen.append(current_job()))
-    assert seen == [CurrentJob(1, "f", 3, TOKEN), CurrentJob(2, "f", 3, TOKEN)]
+    assert [(job.id, job.kind, job.attempt, job.token, job.deadline) for job in seen] == [
+        (1, "f", 3, TOKEN, None),
+        (2, "f", 3, TOKEN, None),
+    ]
 
 
 def test_there_is_no_current_job_outside_a_handler() -> None:

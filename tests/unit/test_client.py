@@ -12,9 +12,10 @@ import psycopg
 import pytest
 
 from fastq.app import App
-from fastq.client import PAYLOAD_BYTES, _checked, _copy_rows, _job, _pauses, _values, _worded, make_job
+from fastq.client import PAYLOAD_BYTES, _checked, _copy_rows, _pauses, _values, _worded, make_job
 from fastq.errors import DatabaseError, InvalidJob, NotFound, SchemaError, WaitTimeout
 from fastq.job import NewJob, Status
+from fastq.plans import get, to_job
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -111,16 +112,17 @@ def test_enqueue_many_takes_jobs_only(job: Any) -> None:
 def test_the_values_of_an_insert_are_those_of_the_job() -> None:
     """Payload and meta as text, no tags as NULL."""
     job = NewJob(kind="k", payload=[1], delay=2.5, tags=("a",), meta={"m": None}, timeout=3, max_attempts=0)
-    assert _values(job) == {
+    assert _values(job, "raise") == {
         "kind": "k", "queue": "default", "priority": 2, "payload": "[1]", "run_at": None, "delay": 2.5, "deadline": None,
-        "timeout": 3, "max_attempts": 0, "tags": ["a"], "meta": '{"m":null}',
+        "timeout": 3, "max_attempts": 0, "tags": ["a"], "meta": '{"m":null}', "unique_key": None, "unique_for": None,
+        "on_conflict": "raise",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(("expected", "meta"), [(None, None), ("0", 0), ('""', ""), ("false", False), ("[]", [])])
 def test_only_none_is_no_meta(expected: str | None, meta: Any) -> None:
     """What is false is kept all the same."""
-    assert _values(NewJob(kind="k", meta=meta))["meta"] == expected
+    assert _values(NewJob(kind="k", meta=meta), "raise")["meta"] == expected
 
 
 @pytest.mark.parametrize(
@@ -151,14 +153,17 @@ def test_a_row_becomes_a_job() -> None:
         "id": 1, "kind": "k", "queue": "q", "priority": 2, "status": "DONE", "phase": None, "attempt": 1, "payload": {},
         "tags": None, "meta": None, "created_at": NOW, "run_at": NOW, "deadline": None, "due_at": None,
         "started_at": NOW, "finished_at": NOW, "worker": UUID(int=1), "error": None, "result": 5, "evidence": None,
+        "unique_key": None, "progress": None,
     }  # fmt: skip
-    assert _job(row, 1).status is Status.DONE
+    assert to_job(row).status is Status.DONE
 
 
 def test_a_missing_row_is_not_found() -> None:
     """The message names the id."""
     with pytest.raises(NotFound, match="there is no job 77"):
-        _job(None, 77)
+        plan = get(77)
+        next(plan)
+        plan.send([])
 
 
 def test_the_first_look_asks_whether_there_is_such_a_job() -> None:

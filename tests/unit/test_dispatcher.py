@@ -74,10 +74,11 @@ class World:
         for pace in self.paces if quick else ():
             pace.note(STREAK, STREAK * 0.0001)
         self.events: list[Any] = []
+        self.told: dict[int, bytes] = {}
         self.dispatcher = Dispatcher(
             kinds, self.paces, self.children, self.inflight, self.events.append,
             split=self.splits.append, finish=self.finished.append, want=lambda: None,
-            kill=self._kill, load=lambda child, packet: self.loading.append(packet),
+            kill=self._kill, load=lambda child, packet: self.loading.append(packet), told=self.told.update,
         )  # fmt: skip
         for slot in range(procs):
             child = self.children.add(slot, 0)

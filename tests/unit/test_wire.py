@@ -25,7 +25,7 @@ BARE = b"".join(wire.frame(0, 0, n, n, n) for n in range(5))
 
 def rows(frames: Frames) -> list[Row]:
     """Return frames one by one."""
-    *columns, bodies = frames
+    *columns, bodies, _ = frames
     return [(*row, bodies.get(row[2], b"")) for row in zip(*columns, strict=True)]
 
 
@@ -38,7 +38,7 @@ def read(*reads: bytes) -> list[Row]:
 def test_a_packet_arrives_as_it_was_packed() -> None:
     """Ids, kind, attempt and each payload by itself."""
     data = wire.pack(TOKEN, 3, 7, [11, 2**63 - 1], [2, 4], b"{}null")
-    assert wire.unpack(data) == Packet(TOKEN, 3, 7, (11, 2**63 - 1), (memoryview(b"{}"), memoryview(b"null")))
+    assert wire.unpack(data) == Packet(TOKEN, 3, 7, 0.0, (11, 2**63 - 1), (memoryview(b"{}"), memoryview(b"null")))
 
 
 def test_a_payload_is_not_copied() -> None:
@@ -50,7 +50,7 @@ def test_a_payload_is_not_copied() -> None:
 
 def test_a_packet_without_a_body_says_that_the_payload_comes_beside_it() -> None:
     """One job, its size, and no bytes: they are in the descriptor."""
-    assert wire.unpack(wire.pack(TOKEN, 0, 1, [5], [10_000_000], b"")) == Packet(TOKEN, 0, 1, (5,), None)
+    assert wire.unpack(wire.pack(TOKEN, 0, 1, [5], [10_000_000], b"")) == Packet(TOKEN, 0, 1, 0.0, (5,), None)
 
 
 def test_a_packet_of_a_hundred_full_payloads_fits_its_socket() -> None:

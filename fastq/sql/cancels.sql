@@ -1,0 +1,19 @@
+-- The jobs that somebody wants cancelled. Pending ones (given back by a drain, or about to be retried) end here and now;
+-- wishes that have nothing to wish for any more are forgotten; what comes back runs somewhere.
+WITH wanted AS MATERIALIZED (
+    SELECT job_id FROM fastq.cancel
+), unready AS (
+    DELETE FROM fastq.ready WHERE job_id IN (SELECT job_id FROM wanted) RETURNING job_id, attempt
+), unwaiting AS (
+    DELETE FROM fastq.waiting WHERE job_id IN (SELECT job_id FROM wanted) RETURNING job_id, attempt
+), pending AS (
+    SELECT job_id, attempt FROM unready UNION ALL SELECT job_id, attempt FROM unwaiting
+), ended AS (
+    INSERT INTO fastq.attempt (job_id, finished_at, attempt, outcome, error)
+    SELECT job_id, now(), attempt, 'CANCELLED', 'cancelled before it was started' FROM pending
+), running AS MATERIALIZED (
+    SELECT job.id AS job_id FROM fastq.lease, unnest(lease.job_ids) AS job (id) WHERE job.id IN (SELECT job_id FROM wanted)
+), forgotten AS (
+    DELETE FROM fastq.cancel WHERE job_id IN (SELECT job_id FROM wanted) AND job_id NOT IN (SELECT job_id FROM running)
+)
+SELECT job_id FROM running

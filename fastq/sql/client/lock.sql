@@ -1,0 +1,2 @@
+-- Locks jobs, so that nobody else retries or deletes them meanwhile: what follows in this transaction sees what was done.
+SELECT id FROM fastq.job WHERE id = ANY (%(ids)s::bigint[]) ORDER BY id FOR UPDATE
