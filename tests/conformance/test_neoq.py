@@ -244,10 +244,11 @@ def test_n_m_6_max_retries(service: Service) -> None:
 # Redis.
 
 
-def test_n_r_4_job_processing_with_options(service: Service) -> None:
+def test_n_r_4_job_processing_with_options(service: Service, tmp_path: Path) -> None:
     """A run that exceeds its time limit of 1 ms is killed, and the error says that it was the limit."""
     for job in service.run(
-        NewJob(kind="overrun"), NewJob(kind="hold", payload={"path": "/nowhere"}, timeout=0.001, max_attempts=1)
+        NewJob(kind="overrun"),
+        NewJob(kind="hold", payload={"path": str(tmp_path / "go")}, timeout=0.001, max_attempts=1),
     ):
         assert (job.status, (job.error or "")[:13]) == ("FAILED", "timeout after")
         assert (job.evidence or {})["signal"] == "SIGKILL"
