@@ -33,7 +33,7 @@ COMMENT ON COLUMN fastq.job.kind         IS 'The name of the handler. Masters cl
 COMMENT ON COLUMN fastq.job.queue        IS 'Jobs of one queue and priority start in the order in which they became ready; queues take turns.';
 COMMENT ON COLUMN fastq.job.payload      IS 'A JSON object holds the handler''s arguments by name; any other value is its one argument. 16 MiB at most.';
 COMMENT ON COLUMN fastq.job.tags         IS 'Words to find the job by.';
-COMMENT ON COLUMN fastq.job.meta         IS 'Whatever the producer wants to keep beside the payload; handlers see it, fastq does not read it.';
+COMMENT ON COLUMN fastq.job.meta         IS 'Whatever the producer wants to keep beside the payload; fastq does not read it.';
 
 CREATE SEQUENCE fastq.ready_pos;
 
