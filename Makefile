@@ -20,7 +20,7 @@ demo: $(VENV)/installed ## run thousands of real jobs in sixteen children, and s
 	@$(BIN)/fastq demo --dsn embedded: --procs 16 $(if $(KEEP),--keep)
 
 test: $(VENV)/installed ## run the tests against a Postgres of their own (FASTQ_TEST_DSN: against yours)
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q --numprocesses 4 --dist worksteal
 
 check: $(VENV)/installed ## lint, types, import floors
 	@$(BIN)/ruff check .

@@ -18,6 +18,9 @@ from psycopg.conninfo import make_conninfo
 from fastq import schema
 from fastq.embedded import EmbeddedPostgres
 
+SETTINGS = {"max_connections": "200", "fsync": "off"}
+"""No test pulls the machine's plug: what is committed survives every kill without waiting for the disk."""
+
 _numbers = itertools.count()
 
 
@@ -30,7 +33,7 @@ def server() -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="fastq-test-", dir="/tmp"))
     folder.chmod(0o711)
     try:
-        with EmbeddedPostgres(folder / "pg", settings={"max_connections": "200"}) as postgres:
+        with EmbeddedPostgres(folder / "pg", settings=SETTINGS) as postgres:
             yield postgres.dsn
     finally:
         shutil.rmtree(folder, ignore_errors=True)

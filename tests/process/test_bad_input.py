@@ -349,7 +349,7 @@ def test_arguments_that_do_not_fit_are_an_invalid_job(
         client.enqueue(jobs.add, *args, **kwargs)
 
 
-NOW = datetime.now(UTC)
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 WRONG_OPTIONS = [
     {"priority": 0}, {"priority": 5}, {"priority": "1"}, {"priority": 1.5}, {"priority": None},
     {"queue": ""}, {"queue": "q" * 201}, {"queue": 7}, {"queue": "a\0b"}, {"queue": "\ud800"},
@@ -359,7 +359,7 @@ WRONG_OPTIONS = [
     {"timeout": 0}, {"timeout": -1}, {"timeout": math.nan}, {"timeout": math.inf}, {"timeout": "soon"},
     {"max_attempts": -1}, {"max_attempts": 2**31}, {"max_attempts": 1.5}, {"max_attempts": "3"},
     {"tags": "word"}, {"tags": [1]}, {"tags": ["a\0b"]}, {"tags": ["\ud800"]}, {"tags": 5}, {"tags": None},
-    {"meta": object()}, {"meta": math.nan}, {"bogus": 1},
+    {"meta": len}, {"meta": math.nan}, {"bogus": 1},
 ]  # fmt: skip
 
 

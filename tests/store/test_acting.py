@@ -339,7 +339,7 @@ def test_a_failed_job_has_the_reason_and_the_result_that_were_given(session: Ses
     assert (job.started_at, job.attempt) == (None, 0)
 
 
-@pytest.mark.parametrize("result", [object(), {1, 2}, float("nan")], ids=str)
+@pytest.mark.parametrize("result", [len, {1, 2}, float("nan")], ids=str)
 def test_a_result_that_is_not_json_fails_no_job(session: Session, call: Call, result: Any) -> None:
     """It is refused before anything is written."""
     job_id = place(session, "ready")
@@ -620,7 +620,7 @@ def test_attempts_come_in_order(session: Session, call: Call) -> None:
         ({"phase": "blocked"}, ()),
         ({"status": "RUNNING", "phase": "ready"}, ()),
         ({"kind": "target"}, STATES),
-        ({"kind": {"target", "strange"}}, STATES),
+        ({"kind": ["target", "strange"]}, STATES),
         ({"kind": "strange"}, ()),
         ({"queue": "default", "status": "DONE"}, ("DONE",)),
         ({"queue": "elsewhere"}, ()),

@@ -81,7 +81,7 @@ def test_an_enum_whose_value_is_not_finite_is_refused() -> None:
         encode(Level.NONE, MIB)
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", 1j, {"a": [object()]}, {(1, 2): 3}, print])
+@pytest.mark.parametrize("value", [len, {1, 2}, b"bytes", 1j, {"a": [len]}, {(1, 2): 3}, print])
 def test_what_is_not_json_is_refused(value: Any) -> None:
     """With a TypeError, wherever in the value it stands."""
     with pytest.raises(TypeError):

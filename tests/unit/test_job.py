@@ -22,7 +22,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
         {"run_at": NOW.astimezone(timezone(timedelta(hours=-11)))}, {"run_at": datetime.max.replace(tzinfo=UTC)},
         {"delay": 0}, {"delay": 0.5}, {"delay": 1e9}, {"deadline": NOW}, {"timeout": 0.001}, {"timeout": 3600},
         {"max_attempts": 0}, {"max_attempts": 2**31 - 1}, {"tags": ()}, {"tags": ("a", "b")}, {"tags": ["a"]},
-        {"tags": {"a"}}, {"meta": {"any": "thing"}}, {"payload": object()},
+        {"tags": {"a"}}, {"meta": {"any": "thing"}}, {"payload": len},
     ],
     ids=str,
 )  # fmt: skip
