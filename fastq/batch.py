@@ -117,7 +117,7 @@ class Batch:
             evidence = {"traceback": words.traceback}
         verdict = decide(
             end, self._kinds[packet.kind], packet.limits,
-            attempt=packet.attempt, deadline_in=deadline_in,
+            attempt=packet.attempt, deaths=packet.deaths, deadline_in=deadline_in,
             retry_after=words.retry_after, chance=self._chance(), delay=words.delay,
         )  # fmt: skip
         reasons = ": ".join(text for text in (verdict.reason, error) if text)

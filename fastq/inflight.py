@@ -30,6 +30,8 @@ class Packet:
     """Place in the manifest."""
     attempt: int
     lost: int
+    deaths: int
+    """How often a process of its job has died before."""
     job_ids: list[int]
     sizes: list[int]
     waits: list[float]
@@ -72,8 +74,13 @@ class Packet:
 
     @property
     def is_suspect(self) -> bool:
-        """Whether its job has lost a master before: only an idle child gets it, and gets it alone."""
-        return self.lost > 0
+        """Whether its job has lost a master or a process before: only an idle child gets it, and gets it alone."""
+        return self.lost > 0 or self.deaths > 0
+
+    @property
+    def wants_fresh_child(self) -> bool:
+        """Whether its job has taken a process along before: it is not to meet what earlier jobs have left behind."""
+        return self.deaths > 0
 
     def end_all(self, end: int) -> None:
         """Note that none of its runs began, and why."""

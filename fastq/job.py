@@ -152,8 +152,8 @@ class Kind:
     strict: bool = False
     """Only RetryableError is retried, any other exception is final (as in entropy's worker)."""
     panic_retries: int = 0
-    """Up to which run the death of its child is retried: with 1 the first run may die. Past it, or past max_attempts, a
-    death is PANIC."""
+    """How many deaths of its process a job survives: after each it is retried, as a suspect. One more is PANIC, and so
+    is a death in the last of max_attempts."""
     delays: tuple[float, ...] | None = None
     """Seconds before the second run, the third, ...; the last one goes on. None: attempt**4 (as in River)."""
 

@@ -60,7 +60,7 @@ CLAIM_SECONDS = 10.0
 """Deadline of a claim."""
 
 SUSPECT = 10
-"""Lanes above hold jobs that have lost a master."""
+"""Lanes above hold suspects: jobs that have lost a master, or whose process has died."""
 
 
 class Leaser:
@@ -208,10 +208,10 @@ class Leaser:
         return lanes
 
     def _packet(self, row: TupleRow, token: UUID) -> Packet:
-        number, queue, lane, kind, attempt, lost, mark, job_ids, sizes, waits, body, limits, now = row
+        number, queue, lane, kind, attempt, lost, deaths, mark, job_ids, sizes, waits, body, limits, now = row
         self._marks[queue, lane] = max(mark, self._marks.get((queue, lane), FRONT))
         return Packet(
-            token, number, self._numbers[kind], attempt, lost, job_ids, sizes, waits, body or b"",
+            token, number, self._numbers[kind], attempt, lost, deaths, job_ids, sizes, waits, body or b"",
             clock_gettime_ns(CLOCK_BOOTTIME), _limits(limits, now) if limits else NO_LIMITS, lane % SUSPECT,
         )  # fmt: skip
 

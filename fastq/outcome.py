@@ -6,7 +6,7 @@
     raised Cancel                                CANCELLED
     raised Snooze                                scheduled again, the attempt given back
     was stopped by our own shutdown              ready again, the attempt given back
-    took its process with it                     PANIC, unless its kind allows panic_retries and attempts remain
+    took its process with it                     retrying as a suspect while panic_retries and attempts last, else PANIC
     is past its deadline, or the next try is     FAILED
     raised NonRetryableError                     FAILED
     raised RetryableError                        retrying after max(5 s, retry_after), else FAILED
@@ -20,7 +20,6 @@ The first line that fits decides, from top to bottom.
 from __future__ import annotations
 
 import enum
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,6 +57,8 @@ class Next(enum.IntEnum):
     READY = 1
     SCHEDULED = 2
     RETRYING = 3
+    SUSPECT = 4
+    """Retrying, with one death more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ def decide(
     limits: Limits,
     *,
     attempt: int,
+    deaths: int,
     deadline_in: float | None,
     retry_after: float | None,
     chance: float,
@@ -94,8 +96,9 @@ def decide(
 ) -> Verdict:
     """Say what becomes of a job whose run number `attempt` ended like this.
 
-    `deadline_in` are the seconds left until its deadline (None: it has none), `retry_after` what the handler asked for,
-    `delay` what the kind's own retry function said, `chance` a random number in [0, 1) for the jitter.
+    `deaths` is how often its process died in earlier runs, `deadline_in` the seconds left until its deadline (None: it
+    has none), `retry_after` what the handler asked for, `delay` what the kind's own retry function said, `chance` a
+    random number in [0, 1) for the jitter.
     """
     usual = retry.delay(attempt, chance, kind.delays) if delay is None else delay
     match end:
@@ -111,20 +114,14 @@ def decide(
             return OVERDUE
     max_attempts = kind.max_attempts if limits.max_attempts is None else limits.max_attempts
     if end is End.DIED:
-        runs = min(kind.panic_retries + 1, max_attempts or math.inf)
-        return _retry(runs, attempt, usual, deadline_in, given_up=PANIC)
+        is_last = deaths >= kind.panic_retries or 0 < max_attempts <= attempt
+        return PANIC if is_last else Verdict(Next.SUSPECT, "RETRY", usual)
     if deadline_in is not None and deadline_in <= 0:
         return OVERDUE
     if end is End.NON_RETRYABLE or (kind.strict and end is not End.RETRYABLE):
         return FAILED
     asked = end is End.RETRYABLE and retry_after is not None
     wait = max(retry.FLOOR, retry_after or 0.0) if asked else usual
-    return _retry(max_attempts, attempt, wait, deadline_in, given_up=FAILED)
-
-
-def _retry(max_attempts: float, attempt: int, delay: float, deadline_in: float | None, given_up: Verdict) -> Verdict:
-    if deadline_in is not None and delay >= deadline_in and given_up is FAILED:
+    if deadline_in is not None and wait >= deadline_in:
         return OVERDUE
-    if max_attempts and attempt >= max_attempts:
-        return given_up
-    return Verdict(Next.RETRYING, "RETRY", delay)
+    return FAILED if 0 < max_attempts <= attempt else Verdict(Next.RETRYING, "RETRY", wait)

@@ -30,13 +30,13 @@ WITH me AS MATERIALIZED (
     FROM weighed
 ), packet AS (
     SELECT (row_number() OVER (ORDER BY lane, min(pos)))::integer AS number, queue, lane, kind, attempt + 1 AS attempt, max(lost) AS lost,
-           max(pos) AS mark, array_agg(job_id) AS job_ids, array_agg(size) AS sizes,
+           max(deaths) AS deaths, max(pos) AS mark, array_agg(job_id) AS job_ids, array_agg(size) AS sizes,
            array_agg(date_part('epoch', now() - run_at)) AS waits,
            convert_to(string_agg(coalesce(payload, (SELECT job.payload FROM fastq.job WHERE id = job_id AND size <= 32768))::text, ''), 'UTF8') AS body,
            min(limits::text) AS limits, date_part('epoch', now()) AS now
     FROM sliced GROUP BY queue, lane, kind, attempt, alone, slice
 ), leased AS (
-    INSERT INTO fastq.lease (token, number, worker, attempt, lost, priority, job_ids)
-    SELECT %(token)s, number, %(worker)s, attempt, lost, lane %% 10, job_ids FROM packet
+    INSERT INTO fastq.lease (token, number, worker, attempt, lost, deaths, priority, job_ids)
+    SELECT %(token)s, number, %(worker)s, attempt, lost, deaths, lane %% 10, job_ids FROM packet
 )
-SELECT number, queue, lane, kind, attempt, lost, mark, job_ids, sizes, waits, body, limits, now FROM packet ORDER BY number
+SELECT number, queue, lane, kind, attempt, lost, deaths, mark, job_ids, sizes, waits, body, limits, now FROM packet ORDER BY number

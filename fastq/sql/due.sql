@@ -8,9 +8,9 @@ WITH due AS (
     ))
     RETURNING *
 ), moved AS (
-    INSERT INTO fastq.ready (job_id, run_at, attempt, size, lane, lost, queue, kind, payload, limits)
-    SELECT job_id, due.run_at, due.attempt, form.size, due.priority + CASE WHEN due.lost > 0 THEN 10 ELSE 0 END,
-           due.lost, form.queue, form.kind, form.payload, form.limits
+    INSERT INTO fastq.ready (job_id, run_at, attempt, size, lane, lost, deaths, queue, kind, payload, limits)
+    SELECT job_id, due.run_at, due.attempt, form.size, due.priority + CASE WHEN due.lost > 0 OR due.deaths > 0 THEN 10 ELSE 0 END,
+           due.lost, due.deaths, form.queue, form.kind, form.payload, form.limits
     FROM due JOIN fastq.ready_form AS form USING (job_id) ORDER BY due.run_at, job_id
     RETURNING job_id
 )

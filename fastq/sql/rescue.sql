@@ -9,11 +9,11 @@ WITH stranded AS MATERIALIZED (
 ), taken AS (
     DELETE FROM fastq.lease WHERE ctid = ANY (ARRAY (SELECT tid FROM stranded)) RETURNING *
 ), run AS (
-    SELECT worker, token, leased_at, attempt, priority, lost + 1 AS lost, unnest(job_ids) AS job_id FROM taken
+    SELECT worker, token, leased_at, attempt, priority, lost + 1 AS lost, deaths, unnest(job_ids) AS job_id FROM taken
 ), given_back AS (
-    INSERT INTO fastq.ready (pos, job_id, run_at, attempt, size, lane, lost, queue, kind, payload, limits)
+    INSERT INTO fastq.ready (pos, job_id, run_at, attempt, size, lane, lost, deaths, queue, kind, payload, limits)
     SELECT job_id - (1::bigint << 62), job_id, least(form.run_at, now()), run.attempt - 1, form.size, run.priority + 10, run.lost,
-           form.queue, form.kind, form.payload, form.limits
+           run.deaths, form.queue, form.kind, form.payload, form.limits
     FROM run JOIN fastq.ready_form AS form USING (job_id) WHERE run.lost < %(max_lost)s
 ), panicked AS (
     INSERT INTO fastq.attempt (job_id, started_at, finished_at, token, worker, attempt, outcome, error)

@@ -44,7 +44,7 @@ def client(dsn: str) -> Iterator[fastq.Client]:
 
 def written(end: End, body: bytes = b"", *, attempt: int = 1, limits: Limits = NO_LIMITS, **kind: Any) -> Written:
     """Return what is written of a run that ended so."""
-    packet = Packet(uuid4(), 1, 0, attempt, 0, [1], [2], [0.0], b"{}", 0, limits, 2)
+    packet = Packet(uuid4(), 1, 0, attempt, 0, 0, [1], [2], [0.0], b"{}", 0, limits, 2)
     packet.ends, packet.started, packet.elapsed = [end], [0], [SECOND]
     if body:
         packet.said[1] = body
@@ -352,7 +352,7 @@ def test_e_ours_what_has_ended_is_never_picked_again(
 
 def test_e_ours_the_decision_is_pure() -> None:
     """The state function knows no clock and no database: equal questions have equal answers."""
-    asked = {"attempt": 3, "deadline_in": None, "retry_after": None, "chance": 0.25}
+    asked = {"attempt": 3, "deaths": 2, "deadline_in": None, "retry_after": None, "chance": 0.25}
     for end in End:
         kind = Kind(name="k", panic_retries=5)
         assert decide(end, kind, NO_LIMITS, **asked) == decide(end, kind, NO_LIMITS, **asked)

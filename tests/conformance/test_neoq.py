@@ -329,7 +329,8 @@ def test_n_gap_backoff_values() -> None:
     for attempt, seconds in ((1, 1), (2, 16), (3, 81), (10, 10_000), (1000, 604_800)):
         for chance, factor in ((0.0, 0.9), (0.5, 1.0)):
             verdict = decide(
-                End.RAISED, Kind(name="k", max_attempts=0), NO_LIMITS, attempt=attempt, deadline_in=None, retry_after=None, chance=chance
+                End.RAISED, Kind(name="k", max_attempts=0), NO_LIMITS, attempt=attempt, deaths=0, deadline_in=None, retry_after=None,
+                chance=chance,
             )  # fmt: skip
             assert (verdict.next, verdict.delay) == (Next.RETRYING, pytest.approx(seconds * factor))
 

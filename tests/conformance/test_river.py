@@ -171,7 +171,7 @@ def master(masters: Masters, app: str) -> Master:
 
 
 def verdict(end: End, kind: Kind = USUAL, *, attempt: int = 1, **given: Any) -> Any:
-    usual = {"limits": NO_LIMITS, "deadline_in": None, "retry_after": None, "chance": 0.5}
+    usual = {"limits": NO_LIMITS, "deaths": 0, "deadline_in": None, "retry_after": None, "chance": 0.5}
     return decide(end, kind, attempt=attempt, **{**usual, **given})
 
 
@@ -491,7 +491,7 @@ def test_r_ex_20_and_21_panic_again_and_too_often(master: Master, client: Client
 def test_r_ex_21_panic_discards_job_after_too_many_attempts(retries: int) -> None:
     """So many deaths are survived, within max_attempts."""
     kind = Kind(name="k", panic_retries=retries, max_attempts=retries + 1)
-    found = [verdict(End.DIED, kind, attempt=n).outcome for n in range(1, retries + 2)]
+    found = [verdict(End.DIED, kind, attempt=n + 1, deaths=n).outcome for n in range(retries + 1)]
     assert found == ["RETRY"] * retries + ["PANIC"]
 
 

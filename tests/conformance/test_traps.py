@@ -48,7 +48,7 @@ def session(dsn: str) -> Iterator[Session]:
 def decided(
     end: End, attempt: int = 1, limits: Limits = NO_LIMITS, deadline_in: float | None = None, **kind: Any
 ) -> Verdict:
-    given = {"retry_after": None, "chance": 0.5}
+    given = {"deaths": 0, "retry_after": None, "chance": 0.5}
     return decide(end, Kind(name="k", **kind), limits, attempt=attempt, deadline_in=deadline_in, **given)
 
 
@@ -119,6 +119,18 @@ def test_trap_4_a_crash_loop_ends(service: Service, tmp_path: Path) -> None:
     assert [(job.status, job.attempt) for job in (once, thrice)] == [("PANIC", 1), ("PANIC", 3)]
     assert apps.notes(seen) == ["1", "2", "3"]
     assert [attempt.outcome for attempt in service.client.attempts(thrice.id)] == ["RETRY", "RETRY", "PANIC"]
+
+
+def test_trap_4_only_deaths_use_up_panic_retries(service: Service, tmp_path: Path) -> None:
+    """Runs that failed before it do not make the first death the last; the second one is, however long after."""
+    runs = {"once": [3], "twice": [1, 3]}
+    once, twice = service.run(
+        *[NewJob(kind="crash_in", payload={"path": str(tmp_path / name), "runs": died}) for name, died in runs.items()]
+    )
+    assert [(job.status, job.attempt) for job in (once, twice)] == [("DONE", 4), ("PANIC", 3)]
+    assert [apps.notes(tmp_path / name) for name in runs] == [["1", "2", "3", "4"], ["1", "2", "3"]]
+    deaths = [[str(run.error).startswith("exit") for run in service.client.attempts(job.id)] for job in (once, twice)]
+    assert deaths == [[False, False, True, False], [True, False, True]]
 
 
 def test_trap_4_no_more_runs_than_max_attempts(service: Service, tmp_path: Path) -> None:
@@ -599,8 +611,9 @@ def test_trap_24_an_error_that_cannot_speak(service: Service) -> None:
 def test_trap_25_the_attempt_is_given_back_at_the_limit(service: Service, tmp_path: Path) -> None:
     """Snooze and drain cost no attempt, also when it was the last."""
     snoozed = decide(
-        End.SNOOZED, Kind(name="k"), Limits(max_attempts=1), attempt=1, deadline_in=None, retry_after=9.0, chance=0.5
-    )
+        End.SNOOZED, Kind(name="k"), Limits(max_attempts=1), attempt=1, deaths=0, deadline_in=None, retry_after=9.0,
+        chance=0.5,
+    )  # fmt: skip
     assert (snoozed.next, snoozed.outcome, snoozed.delay) == (Next.SCHEDULED, None, 9.0)
     for end in (End.STOPPED, End.UNSTARTED):
         assert decided(end, 1, Limits(max_attempts=1)).next is Next.READY

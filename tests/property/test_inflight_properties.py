@@ -20,7 +20,7 @@ def make(jobs: list[tuple[bytes, float, int, bool]], ended: int, number: int = 1
     ids = list(range(1, len(jobs) + 1))
     over = jobs[:ended]
     return Packet(
-        UUID(int=1), number, 0, 1, 0, ids, [len(body) for body, *_ in jobs], [wait for _, wait, _, _ in jobs],
+        UUID(int=1), number, 0, 1, 0, 0, ids, [len(body) for body, *_ in jobs], [wait for _, wait, _, _ in jobs],
         b"".join(body for body, *_ in jobs), 5, ends=[end for _, _, end, _ in over],
         started=[1000 + job_id for job_id in ids[:ended]], elapsed=ids[:ended],
         said={job_id: job[0] for job_id, job in zip(ids, over, strict=False) if job[3]},

@@ -65,6 +65,7 @@ class ModelJob:
     used: int = 0
     """Attempts used up; while it is leased, this run included."""
     lost: int = 0
+    deaths: int = 0
     wished: bool = False
     """Whether somebody has asked for its run to be cancelled."""
     started: int = 0
@@ -110,7 +111,8 @@ class ModelJob:
             case End.OVERDUE | End.NON_RETRYABLE:
                 self.to_final("FAILED")
             case End.DIED:
-                self._try_again("PANIC", may=self.kind == "tough" and self.used < 2)
+                self._try_again("PANIC", may=self._has_attempts and self.kind == "tough" and self.deaths < 1)
+                self.deaths += 1
             case End.RETRYABLE:
                 self._try_again("FAILED", may=self._has_attempts)
             case End.RAISED | End.OVERRAN:
@@ -225,7 +227,7 @@ class JobModel(RuleBasedStateMachine):
         job_id, job = self._pick(which)
         if self._act(job_id, job, self.client.retry, lease=JobRunning, changes=job.place != "ready"):
             if job.place == "final":
-                job.lost, job.wished = 0, False
+                job.lost, job.deaths, job.wished = 0, 0, False
             job.to_ready()
 
     @precondition(lambda self: self.jobs)
@@ -334,11 +336,12 @@ class JobModel(RuleBasedStateMachine):
                 job.used += 1
                 job.started += 1
                 job.place, job.phase = "lease", None
-                assert (row.kind, row.attempt, row.lost, row.lane) == (job.kind, job.used, job.lost, _lane(job))
+                assert (row.kind, row.attempt, row.lost, row.deaths) == (job.kind, job.used, job.lost, job.deaths)
+                assert row.lane == _lane(job)
             master.packets.append(
                 Packet(
-                    token, row.number, NAMES.index(row.kind), row.attempt, row.lost, row.job_ids, row.sizes, row.waits,
-                    row.body or b"", 0, _limits(row.limits, row.now) if row.limits else NO_LIMITS, row.lane % 10,
+                    token, row.number, NAMES.index(row.kind), row.attempt, row.lost, row.deaths, row.job_ids, row.sizes,
+                    row.waits, row.body or b"", 0, _limits(row.limits, row.now) if row.limits else NO_LIMITS, row.lane % 10,
                 )
             )  # fmt: skip
             self.leases[token, row.number] = master
@@ -473,7 +476,7 @@ class JobModel(RuleBasedStateMachine):
 
 
 def _lane(job: ModelJob) -> int:
-    return job.priority + (10 if job.lost else 0)
+    return job.priority + (10 if job.lost or job.deaths else 0)
 
 
 # The tests.
@@ -606,7 +609,9 @@ def test_delays_may_be_whole_numbers(session: Session) -> None:
     ((row, _),) = [session.lease(weights=[1000])]
     now = time.time_ns()
     packets = [
-        Packet(row.token, number, 0, 1, 0, [job_id], [2], [0.0], b"{}", 0, ends=[int(end)], started=[now], elapsed=[0])
+        Packet(
+            row.token, number, 0, 1, 0, 0, [job_id], [2], [0.0], b"{}", 0, ends=[int(end)], started=[now], elapsed=[0]
+        )
         for number, (job_id, end) in enumerate(zip(ids, (End.RETURNED, End.RAISED), strict=True), 1)
     ]
     written = Batch(packets, [handler.kind], now, lambda: 0.5).parameters()

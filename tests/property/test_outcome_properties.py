@@ -26,6 +26,7 @@ CASE = st.fixed_dictionaries(
         "kind": KIND,
         "limits": LIMITS,
         "attempt": st.integers(1, 6) | st.integers(1, 70) | st.integers(1, 2**31 - 1),
+        "deaths": st.integers(0, 6),
         "deadline_in": st.none() | SECONDS,
         "retry_after": st.none() | st.floats(0, 1e10),
         "chance": st.floats(0, 1, exclude_max=True),
@@ -44,13 +45,13 @@ def test_every_end_has_a_verdict(case: dict[str, Any]) -> None:
 @given(CASE)
 @example({
     "end": End.DIED, "kind": Kind(name="k", max_attempts=1, panic_retries=1), "limits": Limits(), "attempt": 1,
-    "deadline_in": None, "retry_after": None, "chance": 0.5,
+    "deaths": 0, "deadline_in": None, "retry_after": None, "chance": 0.5,
 })  # fmt: skip
 def test_a_job_never_runs_more_often_than_it_may(case: dict[str, Any]) -> None:
     """A retry is decided only while there is an attempt left, a death included: max_attempts are the runs in all."""
     limit = case["limits"].max_attempts
     limit = case["kind"].max_attempts if limit is None else limit
-    if decide(**case).next is Next.RETRYING:
+    if decide(**case).next in (Next.RETRYING, Next.SUSPECT):
         assert not limit or case["attempt"] < limit
 
 
@@ -64,11 +65,13 @@ def test_a_run_that_answered_never_leads_to_more_runs_than_allowed(case: dict[st
 
 
 @given(CASE)
-def test_a_death_never_leads_to_more_runs_than_its_kind_survives(case: dict[str, Any]) -> None:
-    """panic_retries deaths, and then PANIC."""
+def test_a_job_survives_as_many_deaths_as_its_kind_says(case: dict[str, Any]) -> None:
+    """panic_retries deaths, and then PANIC; before that, PANIC only for want of attempts."""
     verdict = decide(**{**case, "end": End.DIED})
-    if case["attempt"] > case["kind"].panic_retries:
-        assert verdict.outcome == "PANIC"
+    limit = case["limits"].max_attempts
+    limit = case["kind"].max_attempts if limit is None else limit
+    is_last = case["deaths"] >= case["kind"].panic_retries or 0 < limit <= case["attempt"]
+    assert (verdict.next, verdict.outcome) == ((Next.FINAL, "PANIC") if is_last else (Next.SUSPECT, "RETRY"))
 
 
 @given(CASE)
@@ -85,18 +88,19 @@ def test_only_what_returned_is_done(case: dict[str, Any]) -> None:
 
 @given(CASE)
 def test_only_a_death_is_a_panic(case: dict[str, Any]) -> None:
-    """An answer, however bad, is none."""
-    if decide(**case).outcome == "PANIC":
+    """An answer, however bad, is none; nor does it make a job a suspect."""
+    verdict = decide(**case)
+    if verdict.outcome == "PANIC" or verdict.next is Next.SUSPECT:
         assert case["end"] is End.DIED
 
 
 @given(CASE)
 def test_a_final_job_has_an_outcome_and_any_other_a_place(case: dict[str, Any]) -> None:
-    """FINAL writes how it ended; READY and SCHEDULED write nothing; RETRYING says that a run failed."""
+    """FINAL writes how it ended; READY and SCHEDULED write nothing; RETRYING and SUSPECT say that a run failed."""
     verdict = decide(**case)
     expected = {
         Next.FINAL: {"DONE", "FAILED", "PANIC", "CANCELLED"}, Next.READY: {None}, Next.SCHEDULED: {None},
-        Next.RETRYING: {"RETRY"},
+        Next.RETRYING: {"RETRY"}, Next.SUSPECT: {"RETRY"},
     }  # fmt: skip
     assert verdict.outcome in expected[verdict.next]
 

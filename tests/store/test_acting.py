@@ -370,10 +370,31 @@ def test_a_job_that_has_ended_gets_one_more_run(session: Session, client: Client
     assert (job.result, job.finished_at) == (None, None)
     assert client.attempts(job_id) == before
     (lease,) = session.lease(kinds=["target"])
-    assert (lease.job_ids, lease.attempt, lease.lost) == ([job_id], 2, 0)
+    assert (lease.job_ids, lease.attempt, lease.lost, lease.deaths) == ([job_id], 2, 0, 0)
     session.end([lease], started=[0], elapsed=[0])
     assert (client.get(job_id).status, client.get(job_id).error) == ("DONE", error)
     assert [attempt.attempt for attempt in client.attempts(job_id)] == [1, 2]
+
+
+def test_a_job_that_died_for_good_starts_again_unsuspected(session: Session, client: Client) -> None:
+    """A person wants it run again: what its process died of before is not held against it."""
+    job_id = place(session, "ready")
+    session.rows("UPDATE fastq.ready SET lane = 12, lost = 1, deaths = 1")
+    session.end(session.lease(Lane(lane=12), kinds=["target"]), outcomes=["PANIC"])
+    client.retry(job_id)
+    assert session.rows("SELECT lane, attempt, lost, deaths FROM fastq.ready") == [(2, 1, 0, 0)]
+
+
+@pytest.mark.parametrize("suspicion", [(1, 0), (0, 1)], ids=str)
+@pytest.mark.parametrize("action", ["retry", "bring forward"])
+def test_a_suspect_that_is_made_due_stays_a_suspect(
+    session: Session, call: Call, action: str, suspicion: tuple[int, int]
+) -> None:
+    """It has not ended: only the time has changed."""
+    job_id = place(session, "retrying")
+    session.rows("UPDATE fastq.waiting SET lost = %s, deaths = %s", *suspicion)
+    act(call, action, job_id)
+    assert session.rows("SELECT lane, attempt, lost, deaths FROM fastq.ready") == [(12, 1, *suspicion)]
 
 
 def test_a_job_is_retried_once_at_a_time(session: Session, call: Call) -> None:
@@ -418,15 +439,16 @@ def test_a_wish_to_cancel_is_over_with_the_run_it_was_about(session: Session, cl
 # Hold and release.
 
 
+@pytest.mark.parametrize("suspicion", [(1, 0), (0, 1)], ids=str)
 @pytest.mark.parametrize("state", PENDING[:3])
-def test_a_job_is_released_as_it_was_held(session: Session, call: Call, state: str) -> None:
+def test_a_job_is_released_as_it_was_held(session: Session, call: Call, state: str, suspicion: tuple[int, int]) -> None:
     """Its time, attempt, priority and suspicion survive; in between nothing moves or claims it."""
     job_id = place(session, state, priority=3)
     if state == "ready":
-        session.rows("UPDATE fastq.ready SET lost = 1, lane = 13, attempt = 1")
+        session.rows("UPDATE fastq.ready SET lost = %s, deaths = %s, lane = 13, attempt = 1", *suspicion)
     else:
-        session.rows("UPDATE fastq.waiting SET lost = 1, priority = 3, attempt = 1")
-    seen = "SELECT run_at, attempt, lost, lane %% 10 FROM fastq.ready WHERE job_id = %s UNION ALL SELECT run_at, attempt, lost, priority FROM fastq.waiting WHERE job_id = %s"
+        session.rows("UPDATE fastq.waiting SET lost = %s, deaths = %s, priority = 3, attempt = 1", *suspicion)
+    seen = "SELECT run_at, attempt, lost, deaths, lane FROM fastq.ready WHERE job_id = %s UNION ALL SELECT run_at, attempt, lost, deaths, priority + 10 FROM fastq.waiting WHERE job_id = %s"
     before = session.rows(seen, job_id, job_id)
     call("hold", job_id)
     assert session.rows(seen, job_id, job_id) == before

@@ -172,9 +172,11 @@ def test_attempts_never_share_a_packet(session: Session) -> None:
 def test_suspects_travel_alone(session: Session) -> None:
     """Whatever their kind weighs: the next loss is to point at one job."""
     ids = session.enqueue(n=3)
-    session.rows("UPDATE fastq.ready SET lane = 12, lost = 2")
+    session.rows("UPDATE fastq.ready SET lane = 12, lost = 2, deaths = 1")
     packets = session.claim(Lane(lane=12), weights=[20])
-    assert [(packet.job_ids, packet.lane, packet.lost) for packet in packets] == [([job_id], 12, 2) for job_id in ids]
+    assert [(packet.job_ids, packet.lane, packet.lost, packet.deaths) for packet in packets] == [
+        ([job_id], 12, 2, 1) for job_id in ids
+    ]
 
 
 def test_a_job_with_limits_travels_alone(session: Session) -> None:
@@ -201,8 +203,10 @@ def test_there_is_a_lease_row_for_each_packet(session: Session) -> None:
     session.enqueue(n=2, kind="other")
     token = uuid.uuid4()
     packets = session.claim(kinds=["k", "other"], weights=[20, 1000], token=token)
-    leases = session.rows("SELECT token, worker, number, attempt, lost, job_ids FROM fastq.lease ORDER BY number")
-    expected = [(token, session.worker, p.number, p.attempt, p.lost, p.job_ids) for p in packets]
+    leases = session.rows(
+        "SELECT token, worker, number, attempt, lost, deaths, job_ids FROM fastq.lease ORDER BY number"
+    )
+    expected = [(token, session.worker, p.number, p.attempt, p.lost, p.deaths, p.job_ids) for p in packets]
     assert (leases, session.counts(), len(packets)) == (expected, {"lease": 72}, 4)
 
 

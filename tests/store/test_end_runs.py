@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from helpers.store import Lane, Session, begin, jobs
 
-FINAL, READY, SCHEDULED, RETRYING = range(4)
+FINAL, READY, SCHEDULED, RETRYING, SUSPECT = range(5)
 
 HOUR = 3600.0
 
@@ -168,12 +168,53 @@ def test_a_job_that_is_given_back_is_in_ready_as_it_was(session: Session) -> Non
     assert session.rows(query) == before
 
 
-def test_a_suspect_that_is_given_back_stays_a_suspect(session: Session) -> None:
-    """In its own lane, its losses kept."""
+@pytest.mark.parametrize("suspicion", [(1, 0), (0, 1), (2, 3)], ids=str)
+def test_a_suspect_that_is_given_back_stays_a_suspect(session: Session, suspicion: tuple[int, int]) -> None:
+    """In its own lane, its losses and deaths kept."""
     session.enqueue(priority=3)
-    session.rows("UPDATE fastq.ready SET lane = 13, lost = 1")
+    session.rows("UPDATE fastq.ready SET lane = 13, lost = %s, deaths = %s", *suspicion)
     session.release(session.lease(Lane(lane=13)))
-    assert session.rows("SELECT lane, lost, attempt FROM fastq.ready") == [(13, 1, 0)]
+    assert session.rows("SELECT lane, attempt, lost, deaths FROM fastq.ready") == [(13, 0, *suspicion)]
+
+
+def test_a_job_that_took_its_process_along_comes_back_as_a_suspect(session: Session) -> None:
+    """It waits with one death more, is then claimed among the suspects, and its packet and its lease know of it."""
+    (job_id,) = session.enqueue(priority=3)
+    for deaths in (1, 2):
+        session.end(session.lease(Lane(lane=3), Lane(lane=13)), nexts=[SUSPECT], outcomes=["RETRY"], delays=[0.0])
+        assert session.rows("SELECT phase, attempt, lost, deaths, priority FROM fastq.waiting") == [
+            ("retrying", deaths, 0, deaths, 3)
+        ]
+        session.run("due", jobs=10)
+    (packet,) = session.claim(Lane(lane=13))
+    assert (packet.job_ids, packet.attempt, packet.lost, packet.deaths) == ([job_id], 3, 0, 2)
+    assert session.values("SELECT deaths FROM fastq.lease") == [2]
+    assert session.values("SELECT outcome FROM fastq.attempt") == ["RETRY", "RETRY"]
+
+
+@pytest.mark.parametrize("next_", [SCHEDULED, RETRYING])
+def test_a_run_that_was_survived_leaves_the_deaths_as_they_were(session: Session, next_: int) -> None:
+    """Neither one more, nor forgotten."""
+    session.enqueue()
+    session.rows("UPDATE fastq.ready SET lane = 12, deaths = 2")
+    session.end(session.lease(Lane(lane=12)), nexts=[next_], outcomes=[""], delays=[HOUR])
+    assert session.values("SELECT deaths FROM fastq.waiting") == [2]
+
+
+def test_of_a_packet_only_the_job_that_died_is_a_suspect(session: Session) -> None:
+    """Its neighbours in the batch keep a clean record."""
+    ids = session.enqueue(n=4)
+    nexts, outcomes = [RETRYING, SUSPECT, SCHEDULED, FINAL], ["RETRY", "RETRY", "", "DONE"]
+    session.end(session.lease(weights=[20]), nexts=nexts, outcomes=outcomes, delays=[HOUR] * 4)
+    assert dict(session.rows("SELECT job_id, deaths FROM fastq.waiting")) == {ids[0]: 0, ids[1]: 1, ids[2]: 0}
+
+
+def test_deaths_are_counted_as_far_as_the_column_goes(session: Session) -> None:
+    """A kind may allow more of them; its outcome is not refused for that."""
+    session.enqueue()
+    session.rows("UPDATE fastq.ready SET deaths = 32767")
+    session.end(session.lease(), nexts=[SUSPECT], outcomes=["RETRY"], delays=[HOUR])
+    assert session.values("SELECT deaths FROM fastq.waiting") == [32767]
 
 
 def test_a_snoozed_job_waits_with_its_attempt_given_back(session: Session) -> None:
@@ -301,6 +342,7 @@ def parts_of(session: Session) -> dict[int, list[int]]:
 def test_a_packet_is_broken_up_into_parts(session: Session) -> None:
     """One row each, the jobs in the order given; all else is as it was, and one part keeps the number."""
     ids = session.enqueue(n=5)
+    session.rows("UPDATE fastq.ready SET lost = 1, deaths = 2")
     (lease,) = session.lease(weights=[20])
     parts = {-1: ids[:2], -2: ids[2:4], 1: ids[4:]}
     split(session, lease, parts)

@@ -188,11 +188,12 @@ def test_a_rescued_job_stands_before_all_others_of_its_lane(session: Session) ->
 
 
 def test_a_job_that_is_lost_again_stays_in_the_same_lane(session: Session) -> None:
-    """Ten more than its priority, however often; its run has the same number each time."""
+    """Ten more than its priority, however often; its run has the same number each time, its deaths are not forgotten."""
     session.enqueue()
+    session.rows("UPDATE fastq.ready SET deaths = 1")
     lose(session)
     lose(session, SUSPECTS)
-    assert session.rows("SELECT lane, lost, attempt FROM fastq.ready") == [(12, 2, 0)]
+    assert session.rows("SELECT lane, lost, deaths, attempt FROM fastq.ready") == [(12, 2, 1, 0)]
 
 
 def test_a_job_that_has_lost_its_master_too_often_ends_as_panic(session: Session) -> None:

@@ -292,13 +292,14 @@ def test_a_job_that_is_held_or_blocked_does_not_become_due(session: Session, pha
     assert (session.run("due", jobs=100), session.counts()) == ([(0, None)], {"waiting": 1})
 
 
-def test_a_due_job_keeps_what_it_has_used_up(session: Session) -> None:
-    """Its attempts, its losses, and its place among the suspects; and what it was enqueued with."""
+@pytest.mark.parametrize("suspicion", [(1, 0), (0, 1), (2, 3)], ids=str)
+def test_a_due_job_keeps_what_it_has_used_up(session: Session, suspicion: tuple[int, int]) -> None:
+    """Its attempts, its losses and deaths, and its place among the suspects; and what it was enqueued with."""
     (job_id,) = delay(session, -10, priority=3, queue="other", kind="kind", timeout=2)
-    session.rows("UPDATE fastq.waiting SET phase = 'retrying', attempt = 4, lost = 1")
+    session.rows("UPDATE fastq.waiting SET phase = 'retrying', attempt = 4, lost = %s, deaths = %s", *suspicion)
     session.run("due", jobs=100)
-    row = session.rows("SELECT job_id, attempt, lost, lane, queue, kind, payload::text, size FROM fastq.ready")
-    assert row == [(job_id, 4, 1, 13, "other", "kind", "{}", 2)]
+    row = session.rows("SELECT job_id, attempt, lost, deaths, lane, queue, kind, payload::text, size FROM fastq.ready")
+    assert row == [(job_id, 4, *suspicion, 13, "other", "kind", "{}", 2)]
     assert session.value("SELECT limits FROM fastq.ready") == {"deadline": None, "timeout": 2, "max_attempts": None}
 
 

@@ -17,7 +17,7 @@ TOKEN = UUID(int=1)
 NOW = 50 * 10**9
 MS = 10**6
 
-KINDS = [Kind(name="plain"), Kind(name="once", max_attempts=1)]
+KINDS = [Kind(name="plain"), Kind(name="once", max_attempts=1), Kind(name="tough", panic_retries=2)]
 
 SPECIAL = ("nexts", "outcomes", "delays", "errors", "evidences", "results")
 
@@ -27,7 +27,7 @@ def packet(*ends: int, number: int = 1, said: dict[int, Any] | None = None, **gi
     jobs = range(1, len(ends) + 1)
     words = {job: word if isinstance(word, bytes) else json.dumps(word).encode() for job, word in (said or {}).items()}
     return Packet(**{
-        "token": TOKEN, "number": number, "kind": 0, "attempt": 1, "lost": 0, "job_ids": list(jobs),
+        "token": TOKEN, "number": number, "kind": 0, "attempt": 1, "lost": 0, "deaths": 0, "job_ids": list(jobs),
         "sizes": [2 for _ in jobs], "waits": [0.0 for _ in jobs], "body": b"{}" * len(ends), "claimed_at": 0,
         "ends": list(ends), "started": [NOW - 10 * MS for _ in jobs], "elapsed": [4 * MS for _ in jobs],
         "said": words, **given,
@@ -69,9 +69,11 @@ def test_a_result_is_kept_as_its_child_said_it() -> None:
         (CANCELLED, End.CANCELLED, {}),
         (RELEASED, End.UNSTARTED, {}),
         (PANIC, End.DIED, {}),
+        (Verdict(Next.SUSPECT, "RETRY", 1.0), End.DIED, {"kind": 2, "deaths": 1}),
+        (PANIC, End.DIED, {"kind": 2, "deaths": 2}),
     ],
 )
-def test_a_run_is_decided_by_its_end_its_kind_and_its_limits(
+def test_a_run_is_decided_by_its_end_its_kind_its_limits_and_its_deaths(
     expected: Verdict, end: End, given: dict[str, Any]
 ) -> None:
     """The deadline is counted from the claim: 50 seconds have passed since."""

@@ -40,7 +40,7 @@ def test_what_postgres_refuses_in_any_form_is_not_sent_for_ever() -> None:
     async def write() -> None:
         inflight = Inflight()
         packet = Packet(
-            TOKEN, 1, 0, 1, 0, [1], [2], [0.0], b"{}", 0, ends=[End.RETURNED], started=[0], elapsed=[0]
+            TOKEN, 1, 0, 1, 0, 0, [1], [2], [0.0], b"{}", 0, ends=[End.RETURNED], started=[0], elapsed=[0]
         )  # fmt: skip
         inflight.add([packet])
         completer = Completer(

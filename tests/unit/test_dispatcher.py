@@ -126,7 +126,7 @@ def packet(*job_ids: int, number: int = 0, **given: Any) -> Packet:
     """Return a packet of these jobs, numbered after the first of them."""
     n = len(job_ids)
     return Packet(**{
-        "token": TOKEN, "number": number or job_ids[0], "kind": 0, "attempt": 1, "lost": 0, "job_ids": list(job_ids),
+        "token": TOKEN, "number": number or job_ids[0], "kind": 0, "attempt": 1, "lost": 0, "deaths": 0, "job_ids": list(job_ids),
         "sizes": [2] * n, "waits": [0.0] * n, "body": b"{}" * n, "claimed_at": 2**62, "limits": NO_LIMITS, **given,
     })  # fmt: skip
 

@@ -16,7 +16,7 @@ TOKEN = UUID(int=1)
 def packet(*job_ids: int, number: int = 1, ended: int = 0, **given: object) -> Packet:
     """Return a packet whose job n has n letters of payload and waited n seconds; so many of its runs have ended."""
     fields = {
-        "token": TOKEN, "number": number, "kind": 0, "attempt": 1, "lost": 0, "job_ids": list(job_ids),
+        "token": TOKEN, "number": number, "kind": 0, "attempt": 1, "lost": 0, "deaths": 0, "job_ids": list(job_ids),
         "sizes": list(job_ids), "waits": [float(n) for n in job_ids],
         "body": b"".join(str(n % 10).encode() * n for n in job_ids), "claimed_at": 100,
         "ends": [n % 7 for n in job_ids[:ended]], "started": [10 * n for n in job_ids[:ended]],
@@ -108,10 +108,11 @@ def test_parts_get_numbers_of_their_own() -> None:
 
 
 def test_what_holds_for_the_packet_holds_for_its_parts() -> None:
-    """Attempt, losses, limits, priority and the time of the claim."""
-    whole = packet(1, 2, attempt=4, lost=2, limits=Limits(timeout=3), priority=1, claimed_at=77)
+    """Attempt, losses, deaths, limits, priority and the time of the claim."""
+    whole = packet(1, 2, attempt=4, lost=2, deaths=3, limits=Limits(timeout=3), priority=1, claimed_at=77)
     head, _ = holding(whole).split(whole, 1)
-    assert (head.attempt, head.lost, head.limits, head.priority, head.claimed_at) == (4, 2, Limits(timeout=3), 1, 77)
+    assert (head.attempt, head.lost, head.deaths) == (4, 2, 3)
+    assert (head.limits, head.priority, head.claimed_at) == (Limits(timeout=3), 1, 77)
 
 
 def test_splitting_changes_no_count() -> None:
@@ -218,6 +219,12 @@ def test_a_packet_without_a_body_is_big() -> None:
 def test_a_packet_that_has_lost_a_master_is_suspect() -> None:
     """Once is enough."""
     assert (packet(1, lost=1).is_suspect, packet(1).is_suspect) == (True, False)
+
+
+def test_a_packet_that_has_lost_a_process_is_suspect_and_wants_a_fresh_child() -> None:
+    """It may have been what an earlier job left behind; a master that died says nothing about children."""
+    found = [(one.is_suspect, one.wants_fresh_child) for one in (packet(1, deaths=1), packet(1, lost=1), packet(1))]
+    assert found == [(True, True), (True, False), (False, False)]
 
 
 def test_plain_packets_share_their_limits() -> None:

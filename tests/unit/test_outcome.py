@@ -16,7 +16,7 @@ LATE = {"attempt": 25, "deadline_in": -1.0, "retry_after": 3.0}
 
 def verdict(end: End, limits: Limits = NO_LIMITS, /, *, kind: dict[str, Any] | None = None, **given: Any) -> Verdict:
     """Decide about the first run of a plain job, unless told otherwise, in the middle of the jitter."""
-    given = {"attempt": 1, "deadline_in": None, "retry_after": None, "chance": 0.5, **given}
+    given = {"attempt": 1, "deaths": 0, "deadline_in": None, "retry_after": None, "chance": 0.5, **given}
     return decide(end, Kind(name="k", **kind or {}), limits, **given)
 
 
@@ -114,9 +114,28 @@ def test_the_last_attempt_is_the_one_with_the_highest_number() -> None:
 
 
 def test_a_kind_may_survive_deaths() -> None:
-    """Two panic_retries are three runs."""
-    nexts = [verdict(End.DIED, kind={"panic_retries": 2}, attempt=attempt).next for attempt in (1, 2, 3)]
-    assert nexts == [Next.RETRYING, Next.RETRYING, Next.FINAL]
+    """With two panic_retries the third is the last; after each but that it is tried again by the usual policy."""
+    verdicts = [verdict(End.DIED, kind={"panic_retries": 2}, attempt=n + 1, deaths=n) for n in range(3)]
+    assert verdicts == [Verdict(Next.SUSPECT, "RETRY", 1.0), Verdict(Next.SUSPECT, "RETRY", 16.0), PANIC]
+
+
+def test_only_deaths_count_against_panic_retries() -> None:
+    """A job that failed ten times, and takes its process along for the first time, is tried again."""
+    assert verdict(End.DIED, kind={"panic_retries": 1}, attempt=11, deaths=0).next is Next.SUSPECT
+    assert verdict(End.DIED, kind={"panic_retries": 1}, attempt=11, deaths=1) == PANIC
+
+
+def test_a_death_in_the_last_attempt_is_a_panic() -> None:
+    """max_attempts are all runs, whatever panic_retries are left; 0 is no limit for deaths either."""
+    nexts = [verdict(End.DIED, kind={"panic_retries": 9, "max_attempts": 2}, attempt=n).next for n in (1, 2)]
+    assert nexts == [Next.SUSPECT, Next.FINAL]
+    assert verdict(End.DIED, Limits(max_attempts=1), kind={"panic_retries": 9}) == PANIC
+    assert verdict(End.DIED, Limits(max_attempts=0), kind={"panic_retries": 9}, attempt=1000).next is Next.SUSPECT
+
+
+def test_deaths_do_not_count_against_a_run_that_answered() -> None:
+    """It is tried again as any other, whatever became of the runs before."""
+    assert verdict(End.RAISED, kind={"panic_retries": 1}, deaths=5).next is Next.RETRYING
 
 
 def test_a_death_is_a_panic_even_for_a_kind_without_limit() -> None:
