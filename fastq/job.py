@@ -72,6 +72,10 @@ class Job:
     """Why a pending job is not running: ready, scheduled, retrying, blocked, held."""
     attempt: int
     """Runs so far, the present one included."""
+    lost: int | None
+    """How often its master died while it was leased; None once it has ended, when nobody counts any more."""
+    deaths: int | None
+    """How often its process died while it ran; None once it has ended."""
     payload: Any
     tags: list[str] | None
     meta: Any
@@ -79,6 +83,10 @@ class Job:
     created_at: datetime
     run_at: datetime
     deadline: datetime | None
+    timeout: float | None
+    """Seconds one run may take, if the job says so itself; None is what its kind says."""
+    max_attempts: int | None
+    """Runs in all, if the job says so itself; None is what its kind says, 0 is no limit."""
     due_at: datetime | None
     """When a pending job may start; when a running job was leased."""
     started_at: datetime | None

@@ -78,6 +78,11 @@ class ModelJob:
         return {"ready": "PENDING", "waiting": "PENDING", "lease": "RUNNING"}.get(self.place) or self.history[-1][1]
 
     @property
+    def losses(self) -> tuple[int | None, int | None]:
+        """What the view should say of masters and processes lost: counted while it lives."""
+        return (None, None) if self.place == "final" else (self.lost, self.deaths)
+
+    @property
     def is_pending(self) -> bool:
         """Whether it waits for whatever."""
         return self.place in ("ready", "waiting")
@@ -425,13 +430,14 @@ class JobModel(RuleBasedStateMachine):
 
     @invariant()
     def the_view_shows_each_job_once(self) -> None:
-        """With the model's status, phase, attempt and priority."""
+        """With the model's status, phase, attempt and priority; while it lives, with what it has lost."""
         shown = [
-            (job.id, str(job.status), job.phase, job.attempt, job.priority)
+            (job.id, str(job.status), job.phase, job.attempt, job.priority, job.lost, job.deaths)
             for job in self.client.list(Filter(), limit=10_000)
         ]
         assert shown == [
-            (job_id, job.status, job.phase, job.used, job.priority) for job_id, job in sorted(self.jobs.items())
+            (job_id, job.status, job.phase, job.used, job.priority, *job.losses)
+            for job_id, job in sorted(self.jobs.items())
         ]
 
     @invariant()

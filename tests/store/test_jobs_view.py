@@ -98,11 +98,35 @@ def test_every_job_has_one_row(session: Session) -> None:
 
 def test_a_row_says_what_was_enqueued(session: Session) -> None:
     """Whatever became of it."""
-    session.enqueue('{"a": 1}', queue="q", priority=3, tags=["x", "y"], deadline="2200-01-01 00:00+00")
+    session.enqueue(
+        '{"a": 1}', queue="q", priority=3, tags=["x", "y"], deadline="2200-01-01 00:00+00", timeout=1.5, max_attempts=7
+    )
     (row,) = session.rows("SELECT * FROM fastq.jobs")
     (job,) = session.rows("SELECT * FROM fastq.job")
     assert (row.kind, row.queue, row.priority, row.payload, row.tags) == ("k", "q", 3, {"a": 1}, ["x", "y"])
     assert (row.created_at, row.run_at, row.deadline) == (job.created_at, job.run_at, job.deadline)
+    assert (row.timeout, row.max_attempts) == (1.5, 7)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_job_says_its_own_limits(session: Session, state: str) -> None:
+    """In whatever state; a job that has none says nothing, for they are its kind's."""
+    job_id = STATES[state][0](session)
+    assert (seen(session, job_id).timeout, seen(session, job_id).max_attempts) == (None, None)
+    session.rows("UPDATE fastq.job SET timeout = 1.5, max_attempts = 0 WHERE id = %s", job_id)
+    assert (seen(session, job_id).timeout, seen(session, job_id).max_attempts) == (1.5, 0)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_live_job_says_what_it_has_lost(session: Session, state: str) -> None:
+    """Once it has ended nobody has counted, and an orphan was never counted: nothing is said, not even 0."""
+    make, status, phase = STATES[state]
+    job_id = make(session)
+    for table, fits in (("ready", "job_id = %s"), ("waiting", "job_id = %s"), ("lease", "%s = ANY (job_ids)")):
+        session.rows(f"UPDATE fastq.{table} SET lost = 1, deaths = 2 WHERE {fits}", job_id)
+    row = seen(session, job_id)
+    counted = status in ("PENDING", "RUNNING") and phase != "orphan"
+    assert (row.lost, row.deaths) == ((1, 2) if counted else (None, None))
 
 
 def test_a_running_job_says_who_has_it_and_since_when(session: Session) -> None:

@@ -103,6 +103,30 @@ def test_two_who_migrate_at_once_take_turns(empty: psycopg.Connection, empty_dsn
         assert sorted(run.result(60) for run in runs) == [[], NAMES]
 
 
+def test_who_may_read_the_view_of_jobs_still_may(empty: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A migration that gives it new columns does not take rights away."""
+    known = schema.migrations()
+    monkeypatch.setattr(schema, "migrations", lambda: known[:2])
+    schema.migrate(empty)
+    empty.execute("GRANT SELECT ON fastq.jobs TO PUBLIC")
+    monkeypatch.setattr(schema, "migrations", lambda: known)
+    schema.migrate(empty)
+    assert empty.execute("SELECT has_table_privilege('public', 'fastq.jobs', 'SELECT')").fetchone() == (True,)
+
+
+def test_jobs_outlive_a_migration(empty: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that stand in the tables of the schema before count as never having died."""
+    known = schema.migrations()
+    monkeypatch.setattr(schema, "migrations", lambda: known[:2])
+    schema.migrate(empty)
+    empty.execute("INSERT INTO fastq.job (kind) VALUES ('k')")
+    empty.execute("INSERT INTO fastq.job (kind, run_at) VALUES ('k', '2200-01-01 00:00+00')")
+    monkeypatch.setattr(schema, "migrations", lambda: known)
+    schema.migrate(empty)
+    rows = empty.execute("SELECT phase, lost, deaths FROM fastq.jobs ORDER BY id").fetchall()
+    assert rows == [("ready", 0, 0), ("scheduled", 0, 0)]
+
+
 def test_a_migration_that_fails_leaves_nothing_behind(empty: psycopg.Connection, grown: pytest.MonkeyPatch) -> None:
     """Not even those before it: all or nothing."""
     known = schema.migrations()

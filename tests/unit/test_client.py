@@ -153,7 +153,8 @@ def test_a_row_becomes_a_job() -> None:
         "id": 1, "kind": "k", "queue": "q", "priority": 2, "status": "DONE", "phase": None, "attempt": 1, "payload": {},
         "tags": None, "meta": None, "created_at": NOW, "run_at": NOW, "deadline": None, "due_at": None,
         "started_at": NOW, "finished_at": NOW, "worker": UUID(int=1), "error": None, "result": 5, "evidence": None,
-        "unique_key": None, "progress": None,
+        "unique_key": None, "progress": None, "max_attempts": None, "timeout": 1.5, "lost": None,
+        "deaths": None,
     }  # fmt: skip
     assert to_job(row).status is Status.DONE
 
