@@ -383,6 +383,13 @@ class JobModel(RuleBasedStateMachine):
             assert self.session.run("end_runs", worker=master.worker, **parameters) == []
             assert self._everything() == before, "an outcome was written twice"
 
+    @precondition(lambda self: any(job.place == "ready" for job in self.jobs.values()))
+    @rule(who=ANYBODY, ends=ENDS)
+    def run(self, who: int, ends: list[End]) -> None:
+        """Take jobs and say at once how they ended: of all that masters do the most usual."""
+        self.claim(who, 6, 1000)
+        self.end(who, 6, ends, again=False)
+
     @precondition(lambda self: self.leases)
     @rule(who=ANYBODY, which=SMALL)
     def end_another_s(self, who: int, which: int) -> None:
