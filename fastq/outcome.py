@@ -12,7 +12,8 @@
     raised RetryableError                        retrying after max(5 s, retry_after), else FAILED
     raised anything else                         retrying by policy, else FAILED (strict kinds: FAILED at once)
     overran its time limit, and was killed       as "anything else"
-    lost its master or its template              ready again as a suspect; PANIC when lost too often (in rescue.sql)
+    lost its master or its template              ready again as a suspect; PANIC when lost too often, CANCELLED if that
+                                                 was wanted (in rescue.sql)
 
 The first line that fits decides, from top to bottom.
 """

@@ -138,7 +138,8 @@ class ModelJob:
         """Let its master have died."""
         self.lost += 1
         if self.lost >= MAX_LOST:
-            self.to_final("PANIC")
+            self.to_final("CANCELLED" if self.wished else "PANIC")
+            self.wished = False
         else:
             self.used -= 1
             self.to_ready()

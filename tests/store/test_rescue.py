@@ -212,6 +212,38 @@ def test_a_job_that_has_lost_its_master_too_often_ends_as_panic(session: Session
     assert session.counts() == {}
 
 
+def test_a_job_that_was_to_be_cancelled_ends_as_cancelled(session: Session) -> None:
+    """It is what somebody wanted; that nobody knows how its last run ended is told beside it. Its neighbours are PANIC."""
+    wanted, other = session.enqueue(n=2)
+    (lease,) = session.lease(weights=[20])
+    session.rows("INSERT INTO fastq.cancel (job_id) VALUES (%s)", wanted)
+    session.revoke(session.worker)
+    assert session.rescue(max_lost=1) == [(session.worker, 0, 1, 1)]
+    rows = session.rows("SELECT job_id, outcome, error, token, attempt FROM fastq.attempt ORDER BY job_id")
+    assert rows == [
+        (wanted, "CANCELLED", "cancelled while it ran: lost its master 1 times", lease.token, 1),
+        (other, "PANIC", "lost its master 1 times", lease.token, 1),
+    ]
+    assert session.counts() == {}
+
+
+def test_a_wish_to_cancel_goes_with_the_job_that_it_ended(session: Session) -> None:
+    """Others stay, also that of a job which comes back: it ends when a master looks for cancels."""
+    ended, back, another_s = session.enqueue(n=3)
+    session.claim(want=2)
+    session.another().claim()
+    session.rows("UPDATE fastq.lease SET lost = 2 WHERE %s = ANY (job_ids)", ended)
+    session.rows("INSERT INTO fastq.cancel (job_id) SELECT id FROM fastq.job")
+    session.revoke(session.worker)
+    assert session.rescue() == [(session.worker, 1, 0, 1)]
+    assert session.values("SELECT job_id FROM fastq.cancel ORDER BY job_id") == [back, another_s]
+    session.run("cancels")
+    assert session.values("SELECT job_id FROM fastq.cancel") == [another_s]
+    assert session.rows("SELECT job_id, outcome FROM fastq.attempt ORDER BY job_id") == [
+        (ended, "CANCELLED"), (back, "CANCELLED"),
+    ]  # fmt: skip
+
+
 def test_how_often_is_too_often_is_a_parameter(session: Session) -> None:
     """With 1 the first loss is the last; jobs of one lease share its losses."""
     session.enqueue(n=2)
