@@ -148,8 +148,15 @@ class Completer:
         applied = {(token, number) for token, number in rows}
         if len(applied) < len(packets):
             applied |= await self._look_up([packet for packet in packets if packet.key not in applied])
+        released = self.released
         jobs = self._tell(batch, applied)
         self._emit(OutcomesWritten(jobs, monotonic() - begun))
+        if self.released > released:
+            await self._wake()
+
+    async def _wake(self) -> None:
+        """Tell masters that sleep of jobs that are ready again. A hint: if it gets lost, their next poll finds them."""
+        await self._connection.fetch("wake", WRITE_SECONDS)
 
     async def _write_refused(self, packets: Sequence[Packet], error: psycopg.Error) -> None:
         half = len(packets) // 2
@@ -227,3 +234,4 @@ class Completer:
         strangers = [(*key, jobs) for key, jobs in standing.items() if key not in known and key[0] != claiming]
         if strangers:
             await self._connection.fetch("end_runs", WRITE_SECONDS, worker=self._worker, **release(strangers))
+            await self._wake()
