@@ -106,7 +106,7 @@ class Attempt:
     """How one run of a job ended: one row of `fastq.attempt`."""
 
     attempt: int
-    """The number of the run, from 1."""
+    """The number of the run, from 1; of a job that ended while it was pending, that of its last run, or 0."""
     outcome: str
     """DONE, FAILED, PANIC or CANCELLED: the end; RETRY: another run followed."""
     started_at: datetime | None
