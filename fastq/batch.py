@@ -94,6 +94,11 @@ class Batch:
         special = self._written.get(packet)
         return {"DONE": len(packet.job_ids)} if special is None else Counter(row.name for row in special)
 
+    def trace(self, packet: Packet) -> int | None:
+        """Return a job of a packet whose run leaves an attempt row, None if none of them does."""
+        rows = zip(packet.job_ids, self.written(packet), strict=True)
+        return next((job_id for job_id, row in rows if row.verdict.outcome), None)
+
     def failures(self, packet: Packet) -> Iterator[tuple[int, Written]]:
         """Yield the runs of a packet that did not end well."""
         for job_id, row in zip(packet.job_ids, self._written.get(packet, ()), strict=False):

@@ -147,7 +147,7 @@ class Completer:
             return
         applied = {(token, number) for token, number in rows}
         if len(applied) < len(packets):
-            applied |= await self._look_up([packet for packet in packets if packet.key not in applied])
+            applied |= await self._look_up(batch, [packet for packet in packets if packet.key not in applied])
         released = self.released
         jobs = self._tell(batch, applied)
         self._emit(OutcomesWritten(jobs, monotonic() - begun))
@@ -179,14 +179,13 @@ class Completer:
         packet.found = {packet.job_ids[0]: (f"Postgres refused its outcome: {one_line(error)}", None)}
         await self._write([packet])
 
-    async def _look_up(self, refused: Sequence[Packet]) -> set[Key]:
+    async def _look_up(self, batch: Batch, refused: Sequence[Packet]) -> set[Key]:
         """Return which of the packets without a lease were written before (the answer had been lost)."""
         rows = await self._connection.fetch(
-            "applied", WRITE_SECONDS,
-            tokens=[packet.token for packet in refused], job_ids=[packet.job_ids[0] for packet in refused],
+            "applied", WRITE_SECONDS, worker=self._worker, tokens=[packet.token for packet in refused],
+            numbers=[packet.number for packet in refused], job_ids=[batch.trace(packet) for packet in refused],
         )  # fmt: skip
-        there = {(token, job_id) for token, job_id in rows}
-        return {packet.key for packet in refused if (packet.token, packet.job_ids[0]) in there}
+        return {(token, number) for token, number in rows}
 
     def _tell(self, batch: Batch, applied: set[Key]) -> int:
         """Forget the packets, tell what became of them, and return how many runs were written."""

@@ -315,10 +315,20 @@ def test_the_end_of_a_deleted_job_ends_its_lease(session: Session, outcome: str)
 def test_what_was_applied_can_be_looked_up(session: Session) -> None:
     """By token and job: it tells an end whose answer was lost from a stale one."""
     ids = session.enqueue(n=2)
-    first, _ = session.lease()
+    first, second = session.lease()
     session.end([first])
-    found = session.run("applied", job_ids=ids, tokens=[first.token])
-    assert (found, session.run("applied", job_ids=ids, tokens=[uuid.uuid4()])) == ([(first.token, ids[0])], [])
+    asked = {"worker": session.worker, "numbers": [first.number, second.number], "job_ids": ids}
+    found = session.run("applied", tokens=[first.token, second.token], **asked)
+    assert (found, session.run("applied", tokens=[uuid.uuid4()] * 2, **asked)) == ([(first.token, first.number)], [])
+
+
+def test_what_left_no_attempt_was_applied_unless_the_worker_is_revoked(session: Session) -> None:
+    """Only a rescuer could have taken the lease instead."""
+    asked = {"worker": session.worker, "tokens": [uuid.uuid4()], "numbers": [1], "job_ids": [None]}
+    assert len(session.run("applied", **asked)) == 1
+    session.revoke(session.worker)
+    assert session.run("applied", **asked) == []
+    assert session.run("applied", **{**asked, "worker": uuid.uuid4()}) == []
 
 
 # Packets that are broken up.

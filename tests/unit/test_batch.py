@@ -219,6 +219,22 @@ def test_a_plain_packet_has_no_failures() -> None:
     assert list(batch(one).failures(one)) == []
 
 
+@pytest.mark.parametrize(
+    ("expected", "ends"),
+    [
+        (1, (0, 0)),
+        (1, (End.RAISED, End.UNSTARTED)),
+        (3, (End.UNSTARTED, End.SNOOZED, End.DIED)),
+        (None, (End.UNSTARTED, End.STOPPED, End.SNOOZED)),
+    ],
+    ids=str,
+)
+def test_a_packet_is_traced_by_a_run_that_leaves_an_attempt(expected: int | None, ends: tuple[End, ...]) -> None:
+    """The first, if any does."""
+    one = packet(*ends)
+    assert batch(one).trace(one) == expected
+
+
 # Leases of which nothing is known.
 
 
