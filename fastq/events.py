@@ -108,6 +108,22 @@ class RunsEnded(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class KindPaused(Event):
+    """No job of a kind is started for so many seconds: too many of its runs ended in PANIC."""
+
+    kind: str
+    panics: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class KindResumed(Event):
+    """The pause of a kind is over: its jobs are started again."""
+
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
 class OutcomesWritten(Event):
     """A batch of outcomes was committed."""
 

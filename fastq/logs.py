@@ -48,6 +48,11 @@ def word(event: events.Event) -> tuple[int, str] | None:
                 level,
                 f"{event.kind} #{event.job_id} attempt {event.attempt} {event.outcome}: {printable(event.error)}",
             )
+        case events.KindPaused():
+            runs = f"{event.panics} of its runs" if event.panics > 1 else "a run of it"
+            return logging.ERROR, f"{event.kind} is paused for {event.seconds:g} s: {runs} ended in PANIC"
+        case events.KindResumed():
+            return logging.INFO, f"{event.kind} runs again"
         case events.OutcomesRefused():
             return logging.WARNING, f"{event.jobs} outcomes came from lost leases and were dropped"
         case events.Rescued():

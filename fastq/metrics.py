@@ -20,7 +20,7 @@ from fastq import events
 from fastq.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
 
@@ -67,6 +67,7 @@ class Metrics(Collector):
         self._waits: dict[str, Histogram] = {}
         self._counters = dict.fromkeys(COUNTERS, 0)
         self._exits: dict[str, int] = {}
+        self._pauses: dict[str, int] = {}
         self._claims = Histogram(BATCH_BUCKETS)
         self._batches = Histogram(BATCH_BUCKETS)
         self._last_finish = 0.0
@@ -96,11 +97,14 @@ class Metrics(Collector):
                 self._counters["child_starts"] += 1
             case events.ChildDied():
                 self._exits[event.reason] = self._exits.get(event.reason, 0) + 1
+            case events.KindPaused():
+                kind = _label(event.kind, self._pauses)
+                self._pauses[kind] = self._pauses.get(kind, 0) + 1
             case events.DatabaseLost():
                 self._counters["database_losses"] += 1
 
     def _count_runs(self, event: events.RunsEnded) -> None:
-        kind = event.kind if event.kind in self._runs or len(self._runs) < KINDS_MAX else "_other"
+        kind = _label(event.kind, self._runs)
         for outcome, runs in event.outcomes.items():
             self._finished[kind, outcome] = self._finished.get((kind, outcome), 0) + runs
         if kind not in self._runs:
@@ -142,6 +146,12 @@ class Metrics(Collector):
             ("fastq_outcome_batch_jobs", "Runs whose outcomes were written in one statement.", self._batches),
         ):
             yield HistogramMetricFamily(name, text, buckets=histogram.buckets(), sum_value=histogram.sum)
+        pauses = CounterMetricFamily(
+            "fastq_kind_pauses", "Times that a kind was paused because its runs ended in PANIC.", labels=("kind",)
+        )
+        for kind, count in list(self._pauses.items()):
+            pauses.add_metric((kind,), count)
+        yield pauses
         exits = CounterMetricFamily("fastq_child_exits", "Children that ended, by reason.", labels=("reason",))
         for reason, count in list(self._exits.items()):
             exits.add_metric((reason,), count)
@@ -160,6 +170,11 @@ class Metrics(Collector):
         yield children
         yield GaugeMetricFamily("fastq_children_target", "Children there should be.", now.get("target", 0))
         yield GaugeMetricFamily("fastq_jobs_leased", "Jobs that this master holds.", now.get("leased", 0))
+
+
+def _label(kind: str, known: Mapping[str, Any]) -> str:
+    """Return the label of a kind among those known: its name, or `_other` for a new one where there are too many."""
+    return kind if kind in known or len(known) < KINDS_MAX else "_other"
 
 
 COUNTERS = {

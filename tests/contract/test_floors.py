@@ -24,7 +24,7 @@ FLOORS: list[set[str]] = [
     {"__init__", "errors", "text"},
     {"config", "events", "job"},
     {"retry"},
-    {"children", "codec", "inflight", "outcome", "wire"},
+    {"breaker", "children", "codec", "inflight", "outcome", "wire"},
     {"batch", "unique"},
     {"app", "channel", "embedded", "evidence", "lifeline", "logs", "metrics", "notify", "schema", "store"},
     {"completer", "database", "dispatcher", "keeper", "leaser", "nursery", "plans"},

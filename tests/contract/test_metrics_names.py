@@ -34,6 +34,7 @@ STREAM: list[events.Event] = [
     events.ChildBorn(0, 10),
     events.ChildBorn(1, 11),
     events.ChildDied(1, 11, "signal", "killed by SIGSEGV"),
+    events.KindPaused("mail", 20, 60.0),
     events.DatabaseLost("claims", "gone"),
 ]
 """One of everything that is counted."""
@@ -166,6 +167,7 @@ def test_a_fresh_master_has_all_families_without_labels_at_zero() -> None:
         (5, "fastq_jobs_rescued_total", {}),
         (2, "fastq_child_starts_total", {}),
         (1, "fastq_child_exits_total", {"reason": "signal"}),
+        (1, "fastq_kind_pauses_total", {"kind": "mail"}),
         (1, "fastq_database_losses_total", {}),
         (3, "fastq_children", {"state": "idle"}),
         (1, "fastq_children", {"state": "busy"}),
@@ -209,6 +211,12 @@ def test_there_are_no_more_kinds_than_the_limit(crowded: Scrape) -> None:
     """So many and `_other`, whatever is enqueued."""
     kinds = {s.labels["kind"] for f in crowded.families for s in f.samples if s.name == "fastq_run_seconds_count"}
     assert len(kinds) == KINDS_MAX + 1
+
+
+def test_pauses_beyond_the_limit_count_as_other() -> None:
+    """They have labels of their own, and the same limit."""
+    paused = scrape(*[events.KindPaused(f"kind{n}", 20, 60.0) for n in [*range(KINDS_MAX + 3), 0]])
+    assert [paused.value("fastq_kind_pauses_total", kind=kind) for kind in ("_other", "kind0")] == [3, 2]
 
 
 def test_a_label_with_quotes_survives() -> None:

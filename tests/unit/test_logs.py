@@ -72,6 +72,23 @@ def test_a_child_that_was_told_to_leave_is_no_warning() -> None:
 
 
 @pytest.mark.parametrize(
+    ("expected", "panics"),
+    [
+        ("thumb is paused for 60 s: 20 of its runs ended in PANIC", 20),
+        ("thumb is paused for 60 s: a run of it ended in PANIC", 1),
+    ],
+)
+def test_a_pause_says_why_and_for_how_long(expected: str, panics: int) -> None:
+    """An error: jobs are waiting, and somebody should look."""
+    assert word(events.KindPaused("thumb", panics, 60.0)) == (logging.ERROR, expected)
+
+
+def test_the_end_of_a_pause_is_good_news() -> None:
+    """Nobody has to do anything."""
+    assert word(events.KindResumed("thumb")) == (logging.INFO, "thumb runs again")
+
+
+@pytest.mark.parametrize(
     "event",
     [
         sample(events.Output, lines=[EVIL]),
