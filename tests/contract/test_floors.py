@@ -26,7 +26,7 @@ FLOORS: list[set[str]] = [
     {"retry"},
     {"breaker", "children", "codec", "inflight", "outcome", "wire"},
     {"batch", "unique"},
-    {"app", "channel", "embedded", "evidence", "lifeline", "logs", "metrics", "notify", "schema", "store"},
+    {"app", "cgroup", "channel", "embedded", "evidence", "lifeline", "logs", "metrics", "notify", "schema", "store"},
     {"completer", "database", "dispatcher", "keeper", "leaser", "nursery", "plans"},
     {"child", "client", "life"},
     {"master", "serving", "template"},

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from fastq.evidence import Death, crash_site, describe, record, sentence, signal_name
+from fastq.evidence import OURS, Cause, Death, crash_site, describe, judge, record, sentence, signal_name
 
 SEGV = Death(77, os.CLD_KILLED, signal.SIGSEGV, 1.23456789, 0.5, 2048)
 DUMPED = Death(77, os.CLD_DUMPED, signal.SIGABRT)
 EXIT = Death(77, os.CLD_EXITED, 7)
+KILL = Death(77, os.CLD_KILLED, signal.SIGKILL)
 
 DUMP = """Fatal Python error: Segmentation fault
 
@@ -122,18 +123,66 @@ def test_a_sentence_says_what_happened(expected: str, death: Death, dump: str) -
     assert sentence(death, "thumb", 5, 0.2514, dump) == expected
 
 
-def recorded(death: Death = SEGV, dump: str = DUMP, output: bytes = b"about to crash\n") -> dict[str, Any]:
+def test_a_sentence_says_that_memory_was_out() -> None:
+    """The signal alone would leave a person to guess who sent it."""
+    said = sentence(KILL, "thumb", 5, 3.0, "", Cause.OOM)
+    assert said == "killed by SIGKILL, out of memory in thumb #5 after 3 s"
+
+
+@pytest.mark.parametrize("verdict", [None, *(set(Cause) - {Cause.OOM})])
+def test_a_sentence_claims_no_more_than_is_known(verdict: Cause | None) -> None:
+    """Who sent a signal cannot be known; what we did, and why, stands in the record."""
+    assert sentence(KILL, "thumb", 5, 3.0, "", verdict) == "killed by SIGKILL in thumb #5 after 3 s"
+
+
+@pytest.mark.parametrize(
+    ("expected", "death", "ours", "oom"),
+    [
+        (Cause.CRASH, SEGV, None, False),
+        (Cause.CRASH, SEGV, None, True),
+        (Cause.CRASH, DUMPED, None, True),
+        (Cause.CRASH, KILL, None, False),
+        (Cause.OOM, KILL, None, True),
+        (Cause.EXIT, EXIT, None, False),
+        (Cause.EXIT, EXIT, None, True),
+        *((cause, KILL, cause, oom) for cause in sorted(OURS) for oom in (False, True)),
+    ],
+)
+def test_a_death_has_one_cause(expected: Cause, death: Death, ours: Cause | None, oom: bool) -> None:
+    """What we did goes first; of the rest only SIGKILL can be the kernel's, and only when it has counted one."""
+    assert judge(death, ours=ours, oom=oom) is expected
+
+
+def test_a_cause_is_its_word() -> None:
+    """It compares with what stands in the database."""
+    assert [cause == cause.name for cause in Cause] == [True] * 9
+
+
+def recorded(
+    death: Death = SEGV, dump: str = DUMP, output: bytes = b"about to crash\n", **given: Any
+) -> dict[str, Any]:
     """Return the record of a death."""
-    return record(death, seconds=0.2514, dump=dump, output=output, child_runs=41, slot=3)
+    return record(death, seconds=0.2514, dump=dump, output=output, child_runs=41, slot=3, **given)
 
 
 def test_a_record_holds_all_that_is_known() -> None:
     """A signal has no exit code."""
-    assert recorded() == {
-        "signal": "SIGSEGV", "exit_code": None, "core_dumped": False, "pid": 77, "slot": 3, "run_seconds": 0.2514,
+    assert recorded(verdict=Cause.CRASH) == {
+        "verdict": "CRASH", "signal": "SIGSEGV", "exit_code": None, "core_dumped": False, "pid": 77, "slot": 3, "run_seconds": 0.2514,
         "child_runs": 41, "user_seconds": 1.234568, "system_seconds": 0.5, "max_rss_kib": 2048, "traceback": DUMP,
         "output": "about to crash\n",
     }  # fmt: skip
+
+
+def test_a_record_keeps_what_else_was_seen() -> None:
+    """Beside the facts that every death has."""
+    known = recorded(extra={"memory_mib": 512.5, "oom_kills": 1})
+    assert known == {**recorded(), "memory_mib": 512.5, "oom_kills": 1}
+
+
+def test_a_record_without_a_verdict_makes_none_up() -> None:
+    """Nobody has judged."""
+    assert recorded()["verdict"] is None
 
 
 def test_an_exit_has_a_code_and_no_signal() -> None:
@@ -151,8 +200,10 @@ def test_a_record_is_text_that_postgres_takes(output: bytes) -> None:
 
 def test_a_panic_is_described_for_people() -> None:
     """The sentence, the facts, the crash dump and the last output."""
-    assert describe("killed by SIGSEGV in thumb #5", recorded(output=b"one\ntwo\n", dump="dump\n")).splitlines() == [
+    known = recorded(output=b"one\ntwo\n", dump="dump\n", verdict=Cause.CRASH)
+    assert describe("killed by SIGSEGV in thumb #5", known).splitlines() == [
         "killed by SIGSEGV in thumb #5",
+        "  verdict     CRASH",
         "  ended by    SIGSEGV",
         "  child       pid 77 in slot 3, after 41 earlier jobs",
         "  time        0.2514 s of this run; the child used 1.234568 s user, 0.5 s system",
@@ -163,6 +214,37 @@ def test_a_panic_is_described_for_people() -> None:
         "    | one",
         "    | two",
     ]
+
+
+@pytest.mark.parametrize(
+    ("expected", "extra"),
+    [
+        ("2.0 MiB at most", {}),
+        ("2.0 MiB at most", {"memory_mib": None, "oom_kills": None}),
+        ("2.0 MiB at most; 130.5 MiB of its own when last seen; its limit 128 MiB",
+         {"memory_mib": 130.5, "memory_limit_mib": 128}),
+        ("2.0 MiB at most; OOM kills counted by the kernel: 1", {"oom_kills": 1}),
+        ("2.0 MiB at most; 0.0 MiB of its own when last seen; OOM kills counted by the kernel: 0",
+         {"memory_mib": 0.0, "oom_kills": 0}),
+    ],
+)  # fmt: skip
+def test_what_is_known_of_memory_is_described(expected: str, extra: dict[str, Any]) -> None:
+    """In one line, and only what was seen."""
+    assert f"\n  memory      {expected}\n" in describe("x", recorded(extra=extra))
+
+
+@pytest.mark.parametrize("cause", [None, *Cause])
+def test_the_stack_of_a_process_that_we_killed_is_no_crash_dump(cause: Cause | None) -> None:
+    """It did not crash: it was at work there."""
+    text = describe("x", recorded(verdict=cause))
+    assert ("\n  stack\n" in text, "\n  crash dump\n" in text) == (cause in OURS, cause not in OURS)
+
+
+def test_a_record_from_before_there_were_verdicts_is_described() -> None:
+    """The line is left out; it stays a crash dump."""
+    known = {name: value for name, value in recorded().items() if name != "verdict"}
+    text = describe("x", known)
+    assert ("verdict" in text, "crash dump" in text, "None" in text) == (False, True, False)
 
 
 def test_a_core_is_mentioned() -> None:
