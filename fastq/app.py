@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+Hook = Callable[[], object]
+H = TypeVar("H", bound=Hook)
+
 CODE_REF = "-c"
 """An app that was given as `python -c`; its text stands in the environment."""
 CODE_VARIABLE = "FASTQ_APP_CODE"
@@ -91,6 +94,10 @@ class App:
     def __init__(self, **defaults: Any) -> None:
         self._defaults = _split(defaults)
         self.handlers: dict[str, Handler[..., Any]] = {}
+        self.start_hooks: tuple[Hook, ...] = ()
+        """What each child calls before its first job, in this order: as registered."""
+        self.stop_hooks: tuple[Hook, ...] = ()
+        """What a child calls when it leaves, in this order: the last registered first."""
 
     @overload
     def job(self, function: Callable[P, R], /) -> Handler[P, R]: ...
@@ -118,6 +125,26 @@ class App:
             return handler
 
         return register if function is None else register(function)
+
+    def on_child_start(self, hook: H, /) -> H:
+        """Register a function that each child calls after its fork and before its first job; the first one first.
+
+        The place to open connections and to seed generators: what is made at import is shared by all children. It is a
+        plain function without arguments; InvalidJob if it is not.
+        """
+        _check_hook(hook)
+        self.start_hooks = (*self.start_hooks, hook)
+        return hook
+
+    def on_child_stop(self, hook: H, /) -> H:
+        """Register a function that a child calls when it leaves in order; the last one first.
+
+        Not when it crashes, is killed or ends by itself: what must not be lost is kept in a job's result, or elsewhere.
+        It is a plain function without arguments; InvalidJob if it is not.
+        """
+        _check_hook(hook)
+        self.stop_hooks = (hook, *self.stop_hooks)
+        return hook
 
     def find(self, kind: str) -> Handler[..., Any]:
         """Return the handler of a kind; UnknownKind when there is none."""
@@ -167,6 +194,25 @@ def _delays(retry: Any) -> tuple[float, ...] | None:
         return tuple(map(float, [retry] if isinstance(retry, int | float) else retry))
     except (TypeError, ValueError):
         raise InvalidJob(f"retry is {retry!r}, must be None, seconds, a list of seconds or a function") from None
+
+
+def _check_hook(hook: Any) -> None:
+    """Raise InvalidJob unless calling it, without arguments, does what its author wrote."""
+    if not callable(hook):
+        raise InvalidJob(f"hook {hook!r} cannot be called: hooks are plain functions")
+    for is_kind, what in (
+        (inspect.iscoroutinefunction, "a coroutine function"),
+        (inspect.isgeneratorfunction, "a generator function"),
+        (inspect.isasyncgenfunction, "a generator function"),
+    ):
+        if is_kind(hook):
+            raise InvalidJob(f"hook {hook!r} is {what}: hooks are plain functions")
+    try:
+        inspect.signature(hook).bind()
+    except TypeError as error:
+        raise InvalidJob(f"hook {hook!r} is called without arguments: {error}") from None
+    except ValueError:  # written in C, and says nothing of its arguments
+        return
 
 
 def _explicit(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -163,6 +163,107 @@ def test_an_unknown_kind_is_told_with_those_there_are(expected: str, names: list
         app.find("thmub")
 
 
+# What children call when they start and leave.
+
+
+def connect() -> None:
+    """Do what a child does first."""
+
+
+def disconnect() -> None:
+    """Do what a child does last."""
+
+
+def test_an_app_has_no_hooks_of_its_own() -> None:
+    """Nothing is called that nobody asked for."""
+    assert (App().start_hooks, App().stop_hooks) == ((), ())
+
+
+def test_hooks_of_a_start_run_as_registered() -> None:
+    """A later one may need what an earlier one has made."""
+    app = App()
+    app.on_child_start(connect)
+    app.on_child_start(disconnect)
+    assert (app.start_hooks, app.stop_hooks) == ((connect, disconnect), ())
+
+
+def test_hooks_of_a_stop_run_the_other_way_round() -> None:
+    """What was made first is the last to go."""
+    app = App()
+    app.on_child_stop(disconnect)
+    app.on_child_stop(connect)
+    assert (app.start_hooks, app.stop_hooks) == ((), (connect, disconnect))
+
+
+def test_a_hook_stays_the_function_that_it_is() -> None:
+    """It can be called, and registered for the other end as well."""
+    app = App()
+    assert app.on_child_stop(app.on_child_start(connect)) is connect
+
+
+def test_apps_do_not_share_hooks() -> None:
+    """Each has its own."""
+    App().on_child_start(connect)
+    assert App().start_hooks == ()
+
+
+class Pool:
+    """Something with methods."""
+
+    def open(self, size: int = 4) -> None:
+        """Open it."""
+
+    async def aopen(self) -> None:
+        """Open it in a loop."""
+
+    def __call__(self) -> None:
+        """Open it."""
+
+
+@pytest.mark.parametrize(
+    "hook", [Pool().open, Pool(), lambda: None, functools.partial(Pool.open, Pool()), lambda *args: None, dict], ids=str
+)
+def test_what_can_be_called_without_arguments_may_be_a_hook(hook: Callable[..., Any]) -> None:
+    """Methods, objects, built-ins, and functions all of whose arguments have defaults."""
+    app = App()
+    app.on_child_start(hook)
+    assert app.start_hooks == (hook,)
+
+
+def generate() -> Iterator[None]:
+    """Look like a fixture."""
+    yield
+
+
+async def generate_later() -> Any:
+    """Look like one in a loop."""
+    yield
+
+
+@pytest.mark.parametrize("register", ["on_child_start", "on_child_stop"])
+@pytest.mark.parametrize(
+    ("expected", "hook"),
+    [
+        ("cannot be called: hooks are plain functions", None),
+        ("cannot be called: hooks are plain functions", "connect"),
+        ("is a coroutine function: hooks are plain functions", fetch),
+        ("is a coroutine function: hooks are plain functions", Pool().aopen),
+        ("is a coroutine function: hooks are plain functions", functools.partial(fetch, "u")),
+        ("is a generator function: hooks are plain functions", generate),
+        ("is a generator function: hooks are plain functions", generate_later),
+        ("is called without arguments: missing a required argument: 'path'", thumb),
+        ("is called without arguments: missing a required argument: 'url'", Handler(fetch, Kind(name="fetch"), {})),
+    ],
+    ids=str,
+)
+def test_what_would_do_nothing_as_a_hook_is_refused(register: str, expected: str, hook: Any) -> None:
+    """When the app is imported, not in each of its children; and nothing of it stays."""
+    app = App()
+    with pytest.raises(InvalidJob, match=f"^hook .*{expected}"):
+        getattr(app, register)(hook)
+    assert (app.start_hooks, app.stop_hooks) == ((), ())
+
+
 # Which jobs a handler makes.
 
 
