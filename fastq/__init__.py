@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         InvalidJob,
         JobFinished,
         JobRunning,
+        JobTimeout,
         NoCurrentJob,
         NonRetryableError,
         NotFound,
@@ -49,8 +50,8 @@ _HOMES = {
     "plans": ("Filter",),
     "errors": (
         "AppImportError", "Cancel", "ChildrenError", "ConfigError", "DatabaseError", "DuplicateJob", "EmbeddedError",
-        "FastqError", "InvalidJob", "JobFinished", "JobRunning", "NoCurrentJob", "NonRetryableError", "NotFound",
-        "RetryableError", "SchemaError", "Snooze", "UnknownKind", "WaitTimeout",
+        "FastqError", "InvalidJob", "JobFinished", "JobRunning", "JobTimeout", "NoCurrentJob", "NonRetryableError",
+        "NotFound", "RetryableError", "SchemaError", "Snooze", "UnknownKind", "WaitTimeout",
     ),
     "evidence": ("describe",),
     "job": ("Attempt", "Job", "NewJob", "Status"),

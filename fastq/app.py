@@ -86,9 +86,9 @@ class Handler(Generic[P, R]):
 class App:
     """Your application: the handlers it has, and what holds for all of them.
 
-    `queue` and `priority` are where jobs go, and `timeout`, `max_attempts` (None: no limit), `retry`, `strict` and
-    `panic_retries` how they are run (see `fastq.job.Kind` and `Retry`). What a handler's own options say goes before
-    what the app's say, and what a job's say before both (as in River).
+    `queue` and `priority` are where jobs go, and `timeout`, `timeout_grace`, `max_memory`, `max_cpu`, `max_attempts`
+    (None: no limit), `retry`, `strict` and `panic_retries` how they are run (see `fastq.job.Kind` and `Retry`). What a
+    handler's own options say goes before what the app's say, and what a job's say before both (as in River).
     """
 
     def __init__(self, **defaults: Any) -> None:
@@ -155,7 +155,9 @@ class App:
             raise UnknownKind(f"no handler for kind {kind!r}; this app has: {known}") from None
 
 
-KIND_OPTIONS = frozenset({"timeout", "max_attempts", "strict", "panic_retries", "retry"})
+KIND_OPTIONS = frozenset(
+    {"timeout", "timeout_grace", "max_memory", "max_cpu", "max_attempts", "strict", "panic_retries", "retry"}
+)
 JOB_OPTIONS = frozenset(
     {
         "queue",

@@ -19,6 +19,10 @@
 Raised by a handler to say how its run ends (see `fastq.outcome`):
 
     RetryableError, NonRetryableError, Snooze, Cancel
+
+Raised inside a handler that has overrun a limit, and no FastqError, because `except Exception` must not swallow it:
+
+    JobTimeout
 """
 
 from __future__ import annotations
@@ -130,3 +134,11 @@ class Snooze(FastqError):
 
 class Cancel(FastqError):
     """Raise in a handler: the job is not wanted any more; it ends as CANCELLED (as in River)."""
+
+
+class JobTimeout(BaseException):
+    """Raised inside a handler that has overrun its time limit, its CPU limit or its deadline.
+
+    It derives from BaseException so that `except Exception` does not swallow it. A handler that catches it has
+    `timeout_grace` seconds to end in its own way; then its child is killed.
+    """

@@ -155,6 +155,13 @@ class Kind:
     name: str
     timeout: float | None = None
     """Seconds one run may take; None is no limit."""
+    timeout_grace: float = 5.0
+    """Seconds that a handler has, once JobTimeout was raised in it, until its child is killed; 0: killed at once."""
+    max_memory: float | None = None
+    """MiB of memory of its own that a child may have, above what it was forked with, during one run; None is no
+    limit."""
+    max_cpu: float | None = None
+    """Seconds of CPU time that one run may use; None is no limit."""
     max_attempts: int = 25
     """Runs in all before the job is FAILED (25 as in River); 0 is no limit."""
     strict: bool = False
@@ -194,8 +201,12 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and 1 <= len(value) <= 200 and value.isprintable() and bool(value.strip())
 
 
-def _is_seconds(value: Any) -> bool:
+def _is_limit(value: Any) -> bool:
     return value is None or (type(value) in (int, float) and 0 < value < 1e10)
+
+
+def _is_wait(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e10
 
 
 def _is_count(value: Any) -> bool:
@@ -225,7 +236,8 @@ def _are_delays(value: Any) -> bool:
 
 
 _NAME = (_is_name, "1 to 200 printable characters")
-_SECONDS = (_is_seconds, "a number of seconds above 0")
+_SECONDS = (_is_limit, "a number of seconds above 0")
+_WAIT = (_is_wait, "a number of seconds, 0 or more")
 _COUNT = (_is_count, "a whole number, 0 or more")
 _MOMENT = (_is_moment, "a datetime with a time zone")
 _FLAG = (lambda value: type(value) is bool, "True or False")
@@ -236,10 +248,7 @@ _RULES: dict[type, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "queue": _NAME,
         "priority": (lambda value: type(value) is int and 1 <= value <= 4, "1 (first) to 4 (last)"),
         "run_at": _MOMENT,
-        "delay": (
-            lambda value: _is_seconds(value) or (value == 0 and value is not False),
-            "a number of seconds, 0 or more",
-        ),
+        "delay": (lambda value: value is None or _is_wait(value), _WAIT[1]),
         "deadline": _MOMENT,
         "timeout": _SECONDS,
         "max_attempts": _COUNT,
@@ -250,6 +259,9 @@ _RULES: dict[type, dict[str, tuple[Callable[[Any], bool], str]]] = {
     Kind: {
         "name": _NAME,
         "timeout": _SECONDS,
+        "timeout_grace": _WAIT,
+        "max_memory": (_is_limit, "a number of MiB above 0"),
+        "max_cpu": (_is_limit, "a number of seconds of CPU time above 0"),
         "max_attempts": (lambda value: value is not None and _is_count(value), _COUNT[1]),
         "strict": _FLAG,
         "panic_retries": (lambda value: value is not None and _is_count(value), _COUNT[1]),

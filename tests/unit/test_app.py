@@ -62,8 +62,13 @@ def test_a_handler_looks_like_its_function() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"timeout": 5.0}, {"max_attempts": 0}, {"strict": True}, {"panic_retries": 2}, {}], ids=str
-)
+    "options",
+    [
+        {"timeout": 5.0}, {"timeout_grace": 0}, {"max_memory": 512}, {"max_cpu": 1.5}, {"max_attempts": 0},
+        {"strict": True}, {"panic_retries": 2}, {},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_options_of_a_kind_reach_the_manifest(options: dict[str, Any]) -> None:
     """The master learns them from there."""
     assert registered(**options).kind == Kind(name="thumb", **options)
@@ -71,8 +76,8 @@ def test_options_of_a_kind_reach_the_manifest(options: dict[str, Any]) -> None:
 
 def test_an_apps_defaults_hold_for_its_handlers() -> None:
     """Those of a kind and those of its jobs."""
-    handler = App(timeout=9, queue="slow").job(thumb)
-    assert (handler.kind.timeout, handler.job("a").queue) == (9, "slow")
+    handler = App(timeout=9, max_memory=512, queue="slow").job(thumb)
+    assert (handler.kind.timeout, handler.kind.max_memory, handler.job("a").queue) == (9, 512, "slow")
 
 
 def test_a_handlers_options_win_over_the_apps() -> None:
@@ -99,7 +104,17 @@ def test_the_options_that_are_listed_are_allowed_there() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("timeout", 0), ("timeout", "5"), ("max_attempts", -1), ("panic_retries", 0.5), ("kind", "a\nb"), ("kind", 5)],
+    [
+        ("timeout", 0),
+        ("timeout", "5"),
+        ("timeout_grace", -1),
+        ("max_memory", 0),
+        ("max_cpu", "1"),
+        ("max_attempts", -1),
+        ("panic_retries", 0.5),
+        ("kind", "a\nb"),
+        ("kind", 5),
+    ],
 )
 def test_an_option_that_makes_no_sense_is_refused(name: str, value: Any) -> None:
     """When the app is imported, not when the first job runs."""
@@ -314,6 +329,13 @@ def test_a_copy_with_options_makes_jobs_with_them() -> None:
         NewJob(kind="thumb", payload={"path": "a"}, queue="images", priority=1, delay=5),
         NewJob(kind="thumb", payload={"path": "a"}, queue="images"),
     )
+
+
+@pytest.mark.parametrize("name", ["timeout_grace", "max_memory", "max_cpu"])
+def test_a_limit_of_a_kind_is_no_option_of_a_job(name: str) -> None:
+    """They are said once, for all jobs of the kind."""
+    with pytest.raises(InvalidJob, match=f"option '{name}'; there are: "):
+        registered().options(**{name: 1})
 
 
 def test_options_add_up() -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import pytest
 
 from fastq import errors
-from fastq.errors import FastqError
+from fastq.errors import FastqError, JobTimeout
 
 ALL = [value for value in vars(errors).values() if isinstance(value, type)]
 
 
-@pytest.mark.parametrize("error", ALL)
+@pytest.mark.parametrize("error", [error for error in ALL if error is not JobTimeout])
 def test_every_error_is_of_one_tree(error: type[Exception]) -> None:
     """`except FastqError` catches all that fastq raises on purpose."""
     assert issubclass(error, FastqError)
+
+
+def test_a_timeout_is_not_swallowed_by_a_handler_that_catches_errors() -> None:
+    """Most that retry something catch Exception: the run would go on as if it had time."""
+    assert not issubclass(JobTimeout, Exception)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,8 @@ def test_every_field_of_a_kind_has_a_rule() -> None:
         ("name", ""), ("name", 5), ("timeout", 0), ("timeout", "5"), ("timeout", math.inf), ("max_attempts", None),
         ("max_attempts", -1), ("max_attempts", True), ("max_attempts", 2**40), ("strict", 1), ("strict", None),
         ("panic_retries", -1), ("panic_retries", None), ("panic_retries", 1.5),
+        *(("timeout_grace", value) for value in (-0.001, None, True, False, "5", math.nan, math.inf, 1e10)),
+        *((name, value) for name in ("max_memory", "max_cpu") for value in (0, -1, True, "5", math.nan, math.inf, 1e10)),
     ],
     ids=str,
 )  # fmt: skip
@@ -88,6 +90,32 @@ def test_a_kind_that_makes_no_sense_is_refused(name: str, value: Any) -> None:
     """At registration, long before a job of it is enqueued."""
     with pytest.raises(InvalidJob, match=f"{name} is .*must be "):
         check(Kind(**{"name": "k", name: value}))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"timeout_grace": 0}, {"timeout_grace": 0.5}, {"timeout_grace": 9e9}, {"max_memory": None}, {"max_memory": 0.5},
+     {"max_memory": 4096}, {"max_cpu": None}, {"max_cpu": 0.01}, {"max_cpu": 3600}],
+    ids=str,
+)  # fmt: skip
+def test_a_kind_may_have_limits(fields: dict[str, Any]) -> None:
+    """A grace of nothing, and limits of any size or none."""
+    check(Kind(name="k", **fields))
+
+
+@pytest.mark.parametrize(
+    ("expected", "fields"),
+    [
+        ("thumb: timeout_grace is -1, must be a number of seconds, 0 or more", {"timeout_grace": -1}),
+        ("thumb: max_memory is 0, must be a number of MiB above 0", {"max_memory": 0}),
+        ("thumb: max_cpu is '5', must be a number of seconds of CPU time above 0", {"max_cpu": "5"}),
+    ],
+)
+def test_a_refused_limit_is_told_with_its_unit(expected: str, fields: dict[str, Any]) -> None:
+    """Whoever wrote bytes, or milliseconds, sees it there."""
+    with pytest.raises(InvalidJob) as refused:
+        check(Kind(name="thumb", **fields))
+    assert str(refused.value) == expected
 
 
 def test_the_message_about_a_kind_begins_with_its_name() -> None:
