@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastq.app import App, Handler
-    from fastq.child import CurrentJob, current_job
     from fastq.client import AsyncClient, Client, JobId
     from fastq.errors import (
         AppImportError,
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from fastq.evidence import describe
     from fastq.job import Attempt, Job, NewJob, Status
     from fastq.plans import Filter
+    from fastq.runner import CurrentJob, current_job
     from fastq.serving import serving
     from fastq.unique import compat_fingerprint, fingerprint
 
@@ -44,7 +44,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "app": ("App", "Handler"),
-    "child": ("CurrentJob", "current_job"),
+    "runner": ("CurrentJob", "current_job"),
     "client": ("AsyncClient", "Client", "JobId"),
     "unique": ("compat_fingerprint", "fingerprint"),
     "plans": ("Filter",),

@@ -31,6 +31,25 @@ def oom_kills(root: Path = Path("/")) -> int | None:
     return None
 
 
+class OomCounter:
+    """Tells, kill by kill, whether the kernel has counted one that nobody has been told of yet."""
+
+    def __init__(self) -> None:
+        self._told = oom_kills()
+
+    def has_killed(self) -> bool:
+        """Whether there is another one; asked about each child that died by SIGKILL."""
+        counted = oom_kills()
+        if self._told is None or counted is None or counted <= self._told:
+            return False
+        self._told += 1
+        return True
+
+    def forget(self) -> None:
+        """Take those that were counted as told: they were no children of ours."""
+        self._told = oom_kills()
+
+
 def _files(root: Path) -> Iterator[Path]:
     """Return where the counter may stand: our cgroup, under each mount of its hierarchy that shows it."""
     own, name = _own(_read(root / "proc/self/cgroup"))

@@ -11,8 +11,10 @@ child. Death is decided by pidfd, never by EOF: a grandchild may hold a pipe ope
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import signal
 import socket
 import struct
 import sys
@@ -29,8 +31,15 @@ DUMP_BYTES = 64 * 1024
 """Bytes of a crash dump that are read; a hundred threads fit."""
 
 
-WORD = struct.Struct("<q")
-"""The one word of memory that a child shares with its master: the job that was cancelled."""
+WORDS = struct.Struct("<qqqq")
+"""The memory that a child shares with its master: the job that was cancelled; the job that is interrupted, in which
+attempt, and why."""
+
+INTERRUPT = signal.SIGRTMIN
+"""The master's word about the present run; what it says stands in the memory they share."""
+
+SHOW = signal.SIGRTMIN + 1
+"""Write down where every thread stands: faulthandler does so even while C code runs."""
 
 _ONE_FD = socket.CMSG_LEN(4)
 
@@ -39,13 +48,18 @@ class Channel:
     """The master's ends of one child's channel, and the child's ends until they are handed over."""
 
     def __init__(self) -> None:
-        self.jobs, self._child_jobs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        """Open everything, or nothing. Raises OSError."""
+        with contextlib.ExitStack() as opened:
+            self.jobs, self._child_jobs = map(
+                opened.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            )
+            self.results, self._child_results = _opened(opened, *os.pipe2(os.O_CLOEXEC))
+            self.output, self._child_output = _opened(opened, *os.pipe2(os.O_CLOEXEC))
+            (self.dump,) = _opened(opened, os.memfd_create("fastq-dump", os.MFD_CLOEXEC))
+            (self._words,) = _opened(opened, os.memfd_create("fastq-words", os.MFD_CLOEXEC))
+            os.truncate(self._words, WORDS.size)
+            opened.pop_all()
         self.jobs.setblocking(False)
-        self.results, self._child_results = os.pipe2(os.O_CLOEXEC)
-        self.output, self._child_output = os.pipe2(os.O_CLOEXEC)
-        self.dump = os.memfd_create("fastq-dump", os.MFD_CLOEXEC)
-        self._word = os.memfd_create("fastq-word", os.MFD_CLOEXEC)
-        os.truncate(self._word, WORD.size)
         for fd in (self.results, self.output):
             os.set_blocking(fd, False)
         self.frames = wire.FrameReader()
@@ -53,8 +67,8 @@ class Channel:
         self._line = b""
 
     def child_ends(self) -> list[int]:
-        """Return the descriptors for the child: jobs, results, output, dump, word."""
-        return [self._child_jobs.fileno(), self._child_results, self._child_output, self.dump, self._word]
+        """Return the descriptors for the child: jobs, results, output, dump, words."""
+        return [self._child_jobs.fileno(), self._child_results, self._child_output, self.dump, self._words]
 
     def handed_over(self) -> None:
         """Close what only the child needs now."""
@@ -117,12 +131,23 @@ class Channel:
         return [line.decode(errors="backslashreplace")] if line else []
 
     def read_dump(self) -> str:
-        """Return the crash dump, "" if there is none."""
+        """Return what faulthandler has written, of a crash or because it was asked; "" if nothing."""
         return os.pread(self.dump, DUMP_BYTES, 0).decode(errors="replace")
+
+    def take_dump(self) -> str:
+        """Return what faulthandler has written, and forget it: a crash is not to be told with it."""
+        text = self.read_dump()
+        os.lseek(self.dump, 0, os.SEEK_SET)  # the child writes where this descriptor's twin stands
+        os.truncate(self.dump, 0)
+        return text
 
     def ask_to_stop(self, job_id: int) -> None:
         """Tell the child that this job is not wanted any more; its handler may look."""
-        os.pwrite(self._word, WORD.pack(job_id), 0)
+        os.pwrite(self._words, struct.pack("<q", job_id), 0)
+
+    def interrupt(self, job_id: int, attempt: int, why: int) -> None:
+        """Say what the signal that follows is about."""
+        os.pwrite(self._words, struct.pack("<qqq", job_id, attempt, why), 8)
 
     def close(self) -> None:
         """Close everything."""
@@ -130,8 +155,15 @@ class Channel:
             self.handed_over()
         self.jobs.close()
         self._child_jobs.close()
-        for fd in (self.results, self.output, self.dump, self._word):
+        for fd in (self.results, self.output, self.dump, self._words):
             os.close(fd)
+
+
+def _opened(opened: contextlib.ExitStack, *fds: int) -> tuple[int, ...]:
+    """Have descriptors closed with others; return them."""
+    for fd in fds:
+        opened.callback(os.close, fd)
+    return fds
 
 
 def memory_file(data: bytes) -> int:

@@ -13,10 +13,11 @@ import os
 import sys
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastq import __version__, logs, schema
-from fastq.config import Config, parse_address
+from fastq.breaker import parse_breaker
+from fastq.config import ChildLimits, Config, parse_address
 from fastq.database import Database
 from fastq.errors import AppImportError, ConfigError, FastqError
 from fastq.events import Emit, Event, MasterStarted
@@ -72,121 +73,111 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _guarded(lambda: commands_by_name[args.command](args))
 
 
+OPTIONS: tuple[tuple[str, Callable[[str], Any], str, str], ...] = (
+    ("procs", int, "N", "children"),
+    ("grace", float, "S", "seconds for running jobs at a stop"),
+    ("lease", float, "S", "seconds of silence until others take over"),
+    ("poll", float, "S", "seconds between looks when nothing wakes us"),
+    ("max_lost", int, "N", "masters that a job may lose"),
+    ("name", str, "TEXT", "a label for people"),
+    ("breaker_pause", float, "S", "for so long"),
+    ("recycle_jobs", int, "N", "replace a child after so many runs; 0: never"),
+    ("recycle_seconds", float, "S", "replace a child after so long; 0: never"),
+    ("recycle_memory", float, "MIB", "replace a child that has so much memory of its own; 0: never"),
+)
+"""Options of `fastq-master` that are fields of Config as they come: name, type, the value's name, what it means."""
+
+LIMITS = (
+    ("child_nice", "nice", "N", "niceness of children, -20 to 19"),
+    ("child_files", "open_files", "N", "files that a child may have open"),
+    ("child_core", "core", "MIB", "longest core file of a child"),
+    ("child_oom_score", "oom_score_adj", "N", "how soon the kernel, short of memory, kills a child, -1000 to 1000"),
+)
+"""Options that are fields of ChildLimits: name, field, what to call the value, what it means."""
+
+
 def _add_master_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
-        "--app",
-        help="module, module:name or file of your App (default: FASTQ_APP, then [tool.fastq] app in pyproject.toml)",
+        "--app", help="your App: module, module:name or file (default: FASTQ_APP, then pyproject.toml's tool.fastq.app)"
     )
-    add("--procs", type=int, default=DEFAULTS.procs, help="children (default: %(default)s)")
-    add(
-        "--dsn",
-        help="connection string (default: FASTQ_DSN, DATABASE_URL, PG*, embedded); a password is safer in FASTQ_DSN",
-    )
-    add(
-        "--queue",
-        action="append",
-        default=[],
-        dest="queues",
-        metavar="NAME",
-        help="serve this queue; may be repeated (default: all)",
-    )
-    add(
-        "--metrics",
-        default="127.0.0.1:9187",
-        metavar="HOST:PORT",
-        help="where Prometheus scrapes, or off (default: %(default)s)",
-    )
-    add(
-        "--grace",
-        type=float,
-        default=DEFAULTS.grace,
-        metavar="S",
-        help="seconds for running jobs at a stop (default: %(default)g)",
-    )
-    add(
-        "--lease",
-        type=float,
-        default=DEFAULTS.lease,
-        metavar="S",
-        help="seconds of silence until others take over (default: %(default)g)",
-    )
-    add(
-        "--poll",
-        type=float,
-        default=DEFAULTS.poll,
-        metavar="S",
-        help="seconds between looks when nothing wakes us (default: %(default)g)",
-    )
-    add(
-        "--max-lost",
-        type=int,
-        default=DEFAULTS.max_lost,
-        metavar="N",
-        help="masters that a job may lose (default: %(default)s)",
-    )
-    add("--name", default="", help="a label for people")
+    add("--dsn", help="connection string (default: FASTQ_DSN, DATABASE_URL, PG*, embedded)")
+    several = "serve this queue; may be repeated (default: all)"
+    add("--queue", action="append", default=[], dest="queues", metavar="NAME", help=several)
+    where = "where Prometheus scrapes, or off (default: %(default)s)"
+    add("--metrics", default="127.0.0.1:9187", metavar="HOST:PORT", help=where)
+    pause = "pause a kind when so many of its runs within S seconds, and over half, are PANIC, or off (default: 20/60)"
+    add("--breaker", default="20/60", metavar="N/S", help=pause)
+    for name, kind, metavar, text in OPTIONS:
+        default = getattr(DEFAULTS, name)
+        shown = f" (default: {default:g})" if default and kind is not str else ""
+        add(f"--{name.replace('_', '-')}", type=kind, default=default, metavar=metavar, help=text + shown)
+    for name, field, metavar, text in LIMITS:
+        default = getattr(DEFAULTS.limits, field)
+        shown = "as the master's" if default is None else default
+        help_ = f"{text} (default: {shown})"
+        add(f"--{name.replace('_', '-')}", type=int, default=default, metavar=metavar, help=help_)
     add("--init", action="store_true", help="create or update the schema first")
     add("--allow-native-threads", action="store_true", help="fork although libraries have started threads at import")
     add("--log-json", action="store_true", help="log JSON lines")
     add("--ready-fd", type=int, help=argparse.SUPPRESS)
 
 
-def run_master(args: argparse.Namespace) -> int:
-    """Serve until told to stop."""
-    config = Config(
+def _config(args: argparse.Namespace) -> Config:
+    return Config(
         app=args.app or os.environ.get("FASTQ_APP") or _app_of_project(),
+        dsn=args.dsn,
         metrics=parse_address(args.metrics),
         queues=tuple(args.queues),
-        **{
-            name: getattr(args, name)
-            for name in (
-                "dsn",
-                "procs",
-                "grace",
-                "lease",
-                "poll",
-                "max_lost",
-                "name",
-                "init",
-                "allow_native_threads",
-                "log_json",
-            )
-        },
+        breaker=parse_breaker(args.breaker),
+        init=args.init,
+        allow_native_threads=args.allow_native_threads,
+        log_json=args.log_json,
+        limits=ChildLimits(**{field: getattr(args, name) for name, field, _, _ in LIMITS}),
+        **{name: getattr(args, name) for name, _, _, _ in OPTIONS},
     )
-    logs.set_up(as_json=config.log_json)
+
+
+def run_master(args: argparse.Namespace) -> int:
+    """Serve until told to stop."""
+    config = _config(args)
+    close_log = logs.set_up(as_json=config.log_json)
+    try:
+        with Database(config.dsn) as database:
+            with database.connect() as connection:
+                if config.init:
+                    schema.migrate(connection)
+                schema.check(connection)
+            asyncio.run(_serve(config, database, args.ready_fd))
+    finally:
+        close_log()
+    return 0
+
+
+async def _serve(config: Config, database: Database, ready_fd: int | None) -> None:
     from fastq.master import Master  # noqa: PLC0415 - only a master needs a master
     from fastq.metrics import Metrics, serve  # noqa: PLC0415
 
-    with Database(config.dsn) as database:
-        with database.connect() as connection:
-            if config.init:
-                schema.migrate(connection)
-            schema.check(connection)
-        metrics = Metrics(version=__version__)
-        listeners: list[Emit] = [metrics, logs.log]
-        if args.ready_fd is not None:
-            listeners.append(_say_ready(args.ready_fd))
+    metrics = Metrics(version=__version__)
+    listeners: list[Emit] = [metrics, logs.log]
+    if ready_fd is not None:
+        listeners.append(_say_ready(ready_fd))
 
-        def emit(event: Event) -> None:
-            for listener in listeners:
-                listener(event)
+    def emit(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
 
-        async def serve_jobs() -> None:
-            server = Master(config, database.dsn, str(database.address), emit)
-            metrics.gauges = server.gauges
-            if config.metrics is None:
-                await server.run()
-                return
-            url, stop = serve(metrics, config.metrics)
-            logs.LOG.info("metrics on %s", url)
-            try:
-                await server.run()
-            finally:
-                stop()
-
-        asyncio.run(serve_jobs())
-    return 0
+    master = Master(config, database.dsn, str(database.address), emit)
+    metrics.gauges = master.gauges
+    if config.metrics is None:
+        await master.run()
+        return
+    url, stop = serve(metrics, config.metrics)
+    logs.LOG.info("metrics on %s", url)
+    try:
+        await master.run()
+    finally:
+        stop()
 
 
 def _say_ready(fd: int) -> Emit:

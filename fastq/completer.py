@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from itertools import compress
 from time import CLOCK_BOOTTIME, clock_gettime_ns, monotonic
 from typing import TYPE_CHECKING
@@ -45,6 +46,7 @@ WRITE_SECONDS = 15.0
 """Deadline of a statement."""
 
 FINAL = ("DONE", "FAILED", "PANIC", "CANCELLED")
+ENDED = (*FINAL, "RETRY")
 
 
 class Completer:
@@ -53,6 +55,7 @@ class Completer:
     def __init__(
         self, worker: UUID, kinds: Sequence[Kind], inflight: Inflight, connection: Connection, emit: Emit,
         *, claiming: Callable[[], UUID | None], drop: Callable[[Packet], None], delayed: Callable[[], None],
+        ended: Callable[[int, int, int], None],
     ) -> None:  # fmt: skip
         self._worker = worker
         self._kinds = kinds
@@ -62,6 +65,7 @@ class Completer:
         self._claiming = claiming
         self._drop = drop
         self._delayed = delayed
+        self._report = ended
         self._ended: dict[Packet, None] = {}  # in order
         self._splits: list[tuple[Key, list[tuple[int, int]]]] = []
         self._refused: WeakSet[Packet] = WeakSet()
@@ -190,6 +194,7 @@ class Completer:
     def _tell(self, batch: Batch, applied: set[Key]) -> int:
         """Forget the packets, tell what became of them, and return how many runs were written."""
         refused = jobs = 0
+        ended: dict[int, Counter[str]] = {}
         for packet in batch.packets:
             self._inflight.remove(packet)
             self._ended.pop(packet, None)
@@ -197,12 +202,14 @@ class Completer:
                 refused += len(packet.job_ids)
                 continue
             jobs += len(packet.job_ids)
-            self._tell_packet(batch, packet)
+            ended.setdefault(packet.kind, Counter()).update(self._tell_packet(batch, packet))
+        for kind, counts in ended.items():
+            self._report(kind, counts["PANIC"], sum(counts[name] for name in ENDED if name != "PANIC"))
         if refused:
             self._emit(OutcomesRefused(refused))
         return jobs
 
-    def _tell_packet(self, batch: Batch, packet: Packet) -> None:
+    def _tell_packet(self, batch: Batch, packet: Packet) -> dict[str, int]:
         kind, counts = self._kinds[packet.kind].name, batch.counts(packet)
         if "RETRY" in counts or "SNOOZED" in counts:
             self._delayed()
@@ -218,6 +225,7 @@ class Completer:
         )
         for job_id, row in batch.failures(packet):
             self._emit(RunFailed(job_id, kind, packet.attempt, row.name, row.error or ""))
+        return counts
 
     async def _resolve(self) -> None:
         """Ask which leases stand: runs whose lease is gone are killed, leases of which we know nothing are released."""

@@ -13,6 +13,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChildLimits:
+    """What the kernel holds each child to. None: what the master itself is held to."""
+
+    nice: int | None = None
+    """-20 (first) to 19 (last); lowering it takes privileges."""
+    open_files: int | None = None
+    core: int | None = 0
+    """MiB of a core file; 0: none is written."""
+    oom_score_adj: int = 500
+    """The kernel, short of memory, takes a child before it takes anything that many jobs depend on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The options of `fastq-master`."""
 
@@ -41,6 +54,18 @@ class Config:
     allow_native_threads: bool = False
     """Fork children although the app's libraries have started threads of their own."""
     log_json: bool = False
+    recycle_jobs: int = 0
+    """Runs after which a child is replaced, give or take a tenth; 0: never."""
+    recycle_seconds: float = 0.0
+    """Age in seconds at which a child is replaced, give or take a tenth; 0: never."""
+    recycle_memory: float = 0.0
+    """MiB of its own, shared with no other process, at which a child is replaced after its run; 0: never."""
+    breaker: tuple[int, float] = (20, 60.0)
+    """So many runs of a kind that end in PANIC within so many seconds pause the kind, if they are more than half of its
+    runs; 0 panics: never."""
+    breaker_pause: float = 30.0
+    """Seconds for which it is paused; doubled, up to ten minutes, when its first run afterwards is a PANIC again."""
+    limits: ChildLimits = ChildLimits()
 
     def __post_init__(self) -> None:
         faults = [
@@ -55,6 +80,20 @@ class Config:
                 (
                     self.metrics is not None and not 0 <= self.metrics[1] <= 65535,
                     f"metrics: {self.metrics}, port must be 0 to 65535",
+                ),
+                (self.recycle_jobs < 0, f"recycle-jobs: {self.recycle_jobs}, must be 0 or more"),
+                (not 0 <= self.recycle_seconds < 1e9, f"recycle-seconds: {self.recycle_seconds}, must be 0 or more"),
+                (not 0 <= self.recycle_memory < 1e9, f"recycle-memory: {self.recycle_memory} MiB, must be 0 or more"),
+                (not -20 <= (self.limits.nice or 0) <= 19, f"child-nice: {self.limits.nice}, must be -20 to 19"),
+                (
+                    self.limits.open_files is not None and self.limits.open_files < 64,
+                    f"child-files: {self.limits.open_files}, must be 64 or more",
+                ),
+                (not 0 < self.breaker_pause <= 86400, f"breaker-pause: {self.breaker_pause} s, must be above 0"),
+                ((self.limits.core or 0) < 0, f"child-core: {self.limits.core} MiB, must be 0 or more"),
+                (
+                    not -1000 <= self.limits.oom_score_adj <= 1000,
+                    f"child-oom-score: {self.limits.oom_score_adj}, must be -1000 to 1000",
                 ),
                 (any(not queue for queue in self.queues), "queues: an empty name"),
             )

@@ -163,10 +163,10 @@ def plan(files: list[Path]) -> list[NewJob]:
 def running_master(dsn: str, procs: int) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """Run a master; from when it is up, give its process and its log. It drains at the end, or when we are killed."""
     ready, written = os.pipe()
-    options = ("--app", "fastq.demo", "--procs", procs, "--metrics", "127.0.0.1:0", "--ready-fd", written)
+    options = ("--procs", procs, "--metrics", "127.0.0.1:0", "--ready-fd", written, "--breaker", "off")
     with tempfile.NamedTemporaryFile(prefix="fastq-demo-", suffix=".log", delete=False) as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "fastq", "master", *map(str, options)],
+            [sys.executable, "-m", "fastq", "master", "--app", "fastq.demo", *map(str, options)],
             env={**os.environ, "FASTQ_DSN": dsn}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(written,),
             process_group=0,  # Ctrl-C is for us, and we tell it
             preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - there are no threads

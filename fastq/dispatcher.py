@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from math import inf
 from time import CLOCK_BOOTTIME, clock_gettime_ns, time
 from typing import TYPE_CHECKING
 
@@ -21,11 +20,11 @@ from fastq.outcome import End
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Set as AbstractSet
 
     from fastq.children import Child, Children
     from fastq.events import Emit
     from fastq.inflight import Inflight, Pace, Packet
-    from fastq.job import Kind
 
 AHEAD_SECONDS = 0.02
 """A packet that takes no longer is sent to a child that is busy with another such."""
@@ -39,8 +38,8 @@ HELD_JOBS = 4000
 STUCK_NS = 5_000_000
 """A packet ahead is taken back for an idle child when the one before it has made no progress for this long."""
 
-CANCEL_NS = 5_000_000_000
-"""A run that was asked to stop is killed after so long."""
+FRESH = 4
+"""The queue, after those of the four priorities, of packets that only a child gets which has run nothing yet."""
 
 LATE_NS = 100_000_000
 """The outcomes of a packet that is still running are written when they have waited this long for its end."""
@@ -51,7 +50,6 @@ class Dispatcher:
 
     def __init__(
         self,
-        kinds: Sequence[Kind],
         paces: Sequence[Pace],
         children: Children,
         inflight: Inflight,
@@ -61,10 +59,10 @@ class Dispatcher:
         finish: Callable[[Packet], None],
         want: Callable[[], None],
         kill: Callable[[Child, str], None],
+        refresh: Callable[[Child], None],
         load: Callable[[Child, Packet], None],
         told: Callable[[dict[int, bytes]], None],
     ) -> None:
-        self._kinds = kinds
         self._paces = paces
         self._children = children
         self._inflight = inflight
@@ -73,14 +71,17 @@ class Dispatcher:
         self._finish = finish
         self._want = want
         self._kill = kill
+        self._refresh = refresh
         self._load = load
         self._told = told
         self._cancels: dict[int, int] = {}
-        self._backlog: tuple[deque[Packet], ...] = tuple(deque() for _ in range(4))
+        self._backlog: tuple[deque[Packet], ...] = tuple(deque() for _ in range(5))
         self._waiting = 0
         self._draining = False
         self.held = False
         """Nothing is handed out while the lease may have run out."""
+        self.withdrawn: AbstractSet[int] = frozenset()
+        """Kinds that are not run here now: what we hold of them is given back."""
 
     # What the leaser asks.
 
@@ -88,11 +89,16 @@ class Dispatcher:
         """Return how many jobs to claim: enough to keep all children busy for a moment, and no more."""
         if self._draining or self.held:
             return 0
-        held = self._inflight.jobs
-        target = min(HELD_JOBS, int(PREFETCH_SECONDS * len(self._children) / self._mean()))
+        held, ready = self._inflight.jobs, sum(child.phase is Phase.READY for child in self._children)
+        target = min(HELD_JOBS, int(PREFETCH_SECONDS * ready / self._mean()))
         if held <= target * 3 // 4:
             return max(target - held, self.idle() - self._waiting)
         return self.idle() - self._waiting
+
+    @property
+    def backlog(self) -> int:
+        """How many jobs wait here for a child."""
+        return sum(len(packet.job_ids) for queue in self._backlog for packet in queue)
 
     def idle(self) -> int:
         """Return how many children wait for work."""
@@ -113,7 +119,7 @@ class Dispatcher:
     def deliver(self, packets: Sequence[Packet]) -> None:
         """Take packets of a claim."""
         for packet in packets:
-            queue = self._backlog[packet.priority - 1]
+            queue = self._queue_of(packet)
             if packet.is_suspect:
                 queue.appendleft(packet)  # or it would never come to a child that is idle
             else:
@@ -129,26 +135,35 @@ class Dispatcher:
         for child in self._children:
             if not self._waiting:
                 break
-            if child.is_idle and (packet := self._next(idle=True, now=now)):
+            if child.is_idle and (packet := self._next(child, now)):
                 self._send(child, packet, now)
         for child in self._children:
             if not self._waiting:
                 break
             self._feed_ahead(child, now)
+        if self._backlog[FRESH]:
+            self._ask_for_fresh()
         self._want()
+
+    def _ask_for_fresh(self) -> None:
+        """Have as many children replaced as there are packets that want a fresh one; the idle ones first."""
+        missing = len(self._backlog[FRESH]) - sum(child.phase is Phase.STARTING for child in self._children)
+        staying = [child for child in self._children if child.phase is Phase.READY and child.retiring is None]
+        for child in sorted(staying, key=lambda child: child.is_busy)[: max(0, missing)]:
+            self._refresh(child)
 
     def _top_up(self, child: Child) -> None:
         """Give a child that has just reported what it should have."""
         if not self._waiting or self._draining or self.held:
             return
         now = clock_gettime_ns(CLOCK_BOOTTIME)
-        if child.is_idle and (packet := self._next(idle=True, now=now)):
+        if child.is_idle and (packet := self._next(child, now)):
             self._send(child, packet, now)
         self._feed_ahead(child, now)
 
     def _feed_ahead(self, child: Child, now: int) -> None:
         if child.phase is Phase.READY and len(child.packets) == 1 and self._is_short(child.packets[0]):
-            packet = self._next(idle=False, now=now)
+            packet = self._next(child, now)
             if packet:
                 self._send(child, packet, now)
 
@@ -159,19 +174,32 @@ class Dispatcher:
             and self._paces[packet.kind].mean * len(packet.job_ids) <= AHEAD_SECONDS
         )
 
-    def _next(self, *, idle: bool, now: int) -> Packet | None:
-        """Take the next packet from the backlog; for a busy child only one that may wait behind another."""
-        for queue in self._backlog:
-            while queue:
-                packet = queue[0]
-                if not idle and not self._is_short(packet):
+    def _queue_of(self, packet: Packet) -> deque[Packet]:
+        return self._backlog[FRESH if packet.wants_fresh_child else packet.priority - 1]
+
+    def _next(self, child: Child, now: int) -> Packet | None:
+        """Take the next packet for a child from the backlog; for a busy one only what may wait behind another."""
+        is_fresh = child.is_idle and child.runs == 0
+        for queue in (self._backlog[FRESH], *self._backlog[:FRESH]) if is_fresh else self._backlog[:FRESH]:
+            while packet := self._first(queue, child):
+                if child.is_busy and not self._is_short(packet):
                     return None
-                queue.popleft()
+                queue.remove(packet)
                 self._waiting -= 1
-                if not self._is_overdue(packet, now):
+                if packet.kind in self.withdrawn:
+                    packet.end_all(End.UNSTARTED)
+                elif self._is_overdue(packet, now):
+                    packet.end_all(End.OVERDUE)
+                else:
                     return packet
-                packet.end_all(End.OVERDUE)
                 self._finish(packet)
+        return None
+
+    def _first(self, queue: deque[Packet], child: Child) -> Packet | None:
+        """Return the first packet that is for this child, or for nobody any more; nearly always the first there is."""
+        for packet in queue:
+            if packet.kind in self.withdrawn or child.can_run(packet.kind):
+                return packet
         return None
 
     def _is_overdue(self, packet: Packet, now: int) -> bool:
@@ -257,6 +285,7 @@ class Dispatcher:
             at += len(ends)
             child.runs += len(ends)
             child.since = packet.started[-1] + packet.elapsed[-1]
+            child.settle()
             if packet.is_done:
                 child.packets.popleft()
                 self._done(packet)
@@ -279,7 +308,7 @@ class Dispatcher:
     def _put_back(self, packet: Packet) -> None:
         if packet not in self._inflight:  # its lease is lost, and with it every job of it
             return
-        self._backlog[packet.priority - 1].appendleft(packet)
+        self._queue_of(packet).appendleft(packet)
         self._waiting += 1
 
     # Jobs are cancelled.
@@ -299,11 +328,14 @@ class Dispatcher:
                 queue.remove(packet)
                 self._waiting -= 1
                 self._cancel_unstarted(packet)
-        self._press()
 
     def is_cancelled(self, job_id: int) -> bool:
         """Whether somebody wants this job of ours cancelled."""
         return job_id in self._cancels
+
+    def end_wish(self, job_id: int) -> bool:
+        """Forget that wish, as the run it was about has ended; whether there was one."""
+        return self._cancels.pop(job_id, None) is not None
 
     def _cancel_unstarted(self, packet: Packet) -> None:
         """End the cancelled jobs of a packet that no child has; the others stay."""
@@ -317,23 +349,13 @@ class Dispatcher:
             else:
                 self._put_back(part)
 
-    def _press(self) -> None:
-        """Tell the children that run cancelled jobs, and kill those that have been told long enough ago."""
-        now = clock_gettime_ns(CLOCK_BOOTTIME)
-        for child in self._children:
-            if not child.packets or child.phase is not Phase.READY:
-                continue
-            job_id = child.packets[0].job_ids[len(child.packets[0].ends)]
-            if job_id in self._cancels:
-                child.channel.ask_to_stop(job_id)
-                if now - self._cancels[job_id] > CANCEL_NS and not self.read(child):
-                    self._kill(child, "cancel")
-
     def _after_cancel(self, packet: Packet, ends: tuple[int, ...]) -> list[int]:
         """Return how runs ended, given that some of them were to be cancelled: whatever but a return is a cancel."""
         ended = []
         for job_id, end in zip(packet.job_ids[len(packet.ends) :], ends, strict=False):
             cancelled = job_id in self._cancels and end not in (End.RETURNED, End.UNSTARTED)
+            if end != End.UNSTARTED:
+                self._cancels.pop(job_id, None)
             if cancelled:
                 packet.found[job_id] = "cancelled while it ran", None
             ended.append(End.CANCELLED if cancelled else end)
@@ -410,28 +432,17 @@ class Dispatcher:
     # Time passes.
 
     def tick(self) -> None:
-        """Look at what time alone brings: runs over their limit, packets stuck behind one, outcomes that wait."""
+        """Look at what time alone brings: packets stuck behind a long run, outcomes that wait."""
         now = clock_gettime_ns(CLOCK_BOOTTIME)
         for child in self._children:
             if not child.packets or child.phase is Phase.LEAVING:
                 continue
             packet = child.packets[0]
-            if self._time_left(packet, child, now) < 0 and not self.read(child):
-                self._kill(child, "timeout")
-            elif len(child.packets) > 1 and now - child.since > STUCK_NS and self.idle():
+            if len(child.packets) > 1 and now - child.since > STUCK_NS and self.idle():
                 self.recall(child)
             elif packet.ends and not packet.is_done and now - packet.started[0] > LATE_NS:
                 parts = self._inflight.split(packet, len(packet.ends))
                 self._split(parts)
                 self._finish(parts[0])
-        if self._cancels:
-            self._press()
         if self._waiting:
             self.feed()
-
-    def _time_left(self, packet: Packet, child: Child, now: int) -> float:
-        """Return the seconds that the present run of a child has left, by its time limit and its deadline."""
-        own, deadline = packet.limits.timeout, packet.limits.deadline_in
-        timeout = self._kinds[packet.kind].timeout if own is None else own
-        left = inf if timeout is None else timeout - (now - child.since) / 1e9
-        return left if deadline is None else min(left, deadline - (now - packet.claimed_at) / 1e9)

@@ -63,6 +63,54 @@ class TemplateLost(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Reloading(Event):
+    """A new version of the app is being imported, beside the one that runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded(Event):
+    """The new version is imported; children of it replace the others one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadFailed(Event):
+    """The app's new version could not be imported; the old one goes on."""
+
+    error: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resized(Event):
+    """A signal has changed how many children there are to be."""
+
+    procs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Paused(Event):
+    """A signal has stopped the leasing of jobs, or let it go on."""
+
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StateDumped(Event):
+    """Somebody wanted to know where everything stands."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadsLeft(Event):
+    """A child has threads that outlive the jobs that started them."""
+
+    slot: int
+    pid: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
 class ChildBorn(Event):
     """A child was forked."""
 
@@ -72,7 +120,11 @@ class ChildBorn(Event):
 
 @dataclass(frozen=True, slots=True)
 class ChildDied(Event):
-    """A child is gone. `reason` is stop, exit, signal, timeout, protocol or parent; `how` says it in words."""
+    """A child is gone. `how` says it in words, `reason` in one.
+
+    That is exit or signal when it was not our doing, and else why we did it: stop, recycle, reload, shrink, fresh,
+    timeout, deadline, cpu, memory, cancel, lease, protocol, boot, template.
+    """
 
     slot: int
     pid: int
@@ -82,10 +134,13 @@ class ChildDied(Event):
 
 @dataclass(frozen=True, slots=True)
 class Output(Event):
-    """A child wrote lines to its stdout or stderr."""
+    """A child wrote lines to its stdout or stderr; of `left_out` more we only know that there were."""
 
     slot: int
     lines: Sequence[str]
+    job: str = ""
+    """What it ran, if anything: `thumbnail #8123`."""
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,8 @@ class Death:
     system_seconds: float = 0.0
     max_rss_kib: int = 0
     """Most memory it ever had in use, pages shared with its template included."""
+    by_guard: bool = False
+    """Whether its template killed it, as the lease may have run out."""
 
     @property
     def is_signal(self) -> bool:

@@ -158,8 +158,7 @@ class Kind:
     timeout_grace: float = 5.0
     """Seconds that a handler has, once JobTimeout was raised in it, until its child is killed; 0: killed at once."""
     max_memory: float | None = None
-    """MiB of memory of its own that a child may have, above what it was forked with, during one run; None is no
-    limit."""
+    """MiB that a child may have during a run of its own, shared with no other process; None is no limit."""
     max_cpu: float | None = None
     """Seconds of CPU time that one run may use; None is no limit."""
     max_attempts: int = 25

@@ -24,6 +24,7 @@ from fastq.store import Lost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from collections.abc import Set as AbstractSet
     from uuid import UUID
 
     from psycopg.rows import TupleRow
@@ -82,8 +83,7 @@ class Leaser:
     ) -> None:
         self._config = config
         self._worker = worker
-        self._names = [kind.name for kind in kinds]
-        self._numbers = {kind.name: number for number, kind in enumerate(kinds)}
+        self._kinds = kinds
         self._paces = paces
         self._inflight = inflight
         self._connection = connection
@@ -101,13 +101,18 @@ class Leaser:
         self._wanted = asyncio.Event()
         self._busy_since = 0.0
         self._stopping = False
+        self.paused = False
+        """Nothing is claimed while somebody wants it so."""
+        self.withdrawn: AbstractSet[int] = frozenset()
+        """Kinds that are not claimed now."""
         self.token: UUID | None = None
         """The token of the claim under way, if one is."""
 
     def call(self) -> None:
-        """Say that work may have come."""
+        """Say that work may have come, or that we may be let to it again."""
         self._front_due = self._lanes_due = 0.0
         self._called.set()
+        self._wanted.set()
 
     def want(self) -> None:
         """Say that there may be room for more."""
@@ -124,7 +129,7 @@ class Leaser:
         pause = QUICK_POLLS
         while not self._stopping:
             want = min(CLAIM_JOBS, self._room())
-            if want <= 0:
+            if want <= 0 or self.paused:
                 self._wanted.clear()
                 await self._wanted.wait()
                 continue
@@ -170,6 +175,8 @@ class Leaser:
         lanes = self._order()
         if not lanes or want <= 0:
             return 0
+        served = [number for number in range(len(self._kinds)) if number not in self.withdrawn]
+        numbers = {self._kinds[number].name: number for number in served}
         suspects = self._suspects()
         caps = [want if lane < SUSPECT else suspects for _, lane in lanes]
         self.token = uuid.uuid4()
@@ -184,11 +191,11 @@ class Leaser:
                 lanes=[lane for _, lane in lanes],
                 marks=[FRONT if from_front else self._marks[lane] for lane in lanes],
                 caps=caps,
-                kinds=self._names,
-                weights=[1000 // pace.packet_size() for pace in self._paces],
+                kinds=list(numbers),
+                weights=[1000 // self._paces[number].packet_size() for number in served],
                 want=want,
             )
-            packets = [self._packet(row, self.token) for row in rows]
+            packets = [self._packet(row, numbers, self.token) for row in rows]
             self._inflight.add(packets)
         finally:
             self.token = None
@@ -207,11 +214,11 @@ class Leaser:
             lanes += queues[start:] + queues[:start]
         return lanes
 
-    def _packet(self, row: TupleRow, token: UUID) -> Packet:
+    def _packet(self, row: TupleRow, numbers: dict[str, int], token: UUID) -> Packet:
         number, queue, lane, kind, attempt, lost, deaths, mark, job_ids, sizes, waits, body, limits, now = row
         self._marks[queue, lane] = max(mark, self._marks.get((queue, lane), FRONT))
         return Packet(
-            token, number, self._numbers[kind], attempt, lost, deaths, job_ids, sizes, waits, body or b"",
+            token, number, numbers[kind], attempt, lost, deaths, job_ids, sizes, waits, body or b"",
             clock_gettime_ns(CLOCK_BOOTTIME), _limits(limits, now) if limits else NO_LIMITS, lane % SUSPECT,
         )  # fmt: skip
 

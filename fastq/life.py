@@ -18,17 +18,30 @@ from typing import TYPE_CHECKING, Any
 
 from setproctitle import setproctitle
 
-from fastq import evidence, lifeline
+from fastq import autopsy, lifeline
+from fastq.catalogue import Catalogue
+from fastq.cgroup import OomCounter
+from fastq.channel import INTERRUPT, SHOW
 from fastq.children import Child, Children, Phase
 from fastq.completer import Completer
+from fastq.console import Console, Wishes
 from fastq.dispatcher import Dispatcher
-from fastq.events import MasterStarted, MasterStopped, MasterStopping, Trouble
-from fastq.inflight import Inflight, Pace, Packet
+from fastq.events import (
+    KindResumed,
+    MasterStarted,
+    MasterStopped,
+    MasterStopping,
+    TemplateReady,
+    Trouble,
+)
+from fastq.inflight import Inflight, Packet
 from fastq.keeper import FencedError, Keeper
 from fastq.leaser import Leaser
+from fastq.notify import VARIABLES
 from fastq.nursery import Nursery
 from fastq.outcome import End
 from fastq.store import Connection, Listener, Lost, master_conninfo
+from fastq.warden import Warden
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -37,7 +50,7 @@ if TYPE_CHECKING:
     from fastq.config import Config
     from fastq.events import Emit
     from fastq.evidence import Death
-    from fastq.job import Kind
+    from fastq.link import Link
 
 TICK_SECONDS = 0.05
 """How often the dispatcher looks at what time alone brings."""
@@ -59,10 +72,13 @@ FLUSH_SECONDS = 10.0
 CANCEL_SECONDS = 5.0
 """How long services have to end."""
 
-LEAVE_SECONDS = 5.0
-"""How long idle children have for their stop hooks."""
+LEAVE_SECONDS = 6.0
+"""How long the last children have to leave; the nursery kills those who do not, a little earlier."""
 
-HIDDEN = ("FASTQ_DSN", "PGPASSWORD")
+PRESSED = ("timeout", "deadline", "cpu", "memory", "cancel")
+"""What a child is killed for because of the one run that it is at."""
+
+HIDDEN = ("FASTQ_DSN", "PGPASSWORD", *VARIABLES)
 """Variables that children do not get. DATABASE_URL they keep: it is as much the app's as ours."""
 
 
@@ -89,7 +105,9 @@ class Stop:
 class Life:
     """One life of a master: everything that goes when it is fenced."""
 
-    def __init__(self, config: Config, dsn: Callable[[], str], database: str, stop: Stop, emit: Emit) -> None:
+    def __init__(
+        self, config: Config, wishes: Wishes, dsn: Callable[[], str], database: str, stop: Stop, emit: Emit
+    ) -> None:
         self._config = config
         self._database = database
         self._stop = stop
@@ -104,7 +122,7 @@ class Life:
             Connection(n, conninfo, emit) for n in ("claims", "outcomes", "heartbeat")
         )
         self._listener = Listener(conninfo, self._call, emit)
-        self._children = Children(config.procs)
+        self._children = Children(wishes.procs)
         self._inflight = Inflight()
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
@@ -112,7 +130,18 @@ class Life:
         os.truncate(self._deadline, 8)
         self._word = mmap.mmap(self._deadline, 8)
         self._lifeline = lifeline.Lifeline(self._worker)
-        self._kinds: list[Kind] = []
+        self._catalogue = Catalogue(config)
+        self._oom = OomCounter()
+        self._nursery = Nursery(
+            config, self._children, emit,
+            on_results=self._on_results, on_doomed=self._on_doomed, on_death=self._on_death, on_lost=self._fail,
+            label=self._label,
+        )  # fmt: skip
+        self._console = Console(
+            wishes, self._children, self._nursery, emit,
+            load=self._import, loaded=self._withdraw, pause=self._pause, label=self._label, summary=self._summary,
+        )  # fmt: skip
+        self._is_serving = False
         self._is_known = False
         """Whether there may be a row of ours, and leases, that somebody might have to take back."""
 
@@ -122,21 +151,15 @@ class Life:
 
     async def run(self) -> None:
         """Live until a stop is asked for, or until this life cannot go on."""
-        self._nursery = Nursery(
-            self._config, self._children, self._emit,
-            on_results=self._on_results, on_doomed=self._on_doomed, on_death=self._on_death, on_lost=self._fail,
-        )  # fmt: skip
+        asyncio.get_running_loop().set_exception_handler(self._on_exception)
         try:
-            environ = {name: value for name, value in os.environ.items() if name not in HIDDEN}
-            for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-                environ.setdefault(name, "1")
-            kinds = await self._unless_stopped(self._nursery.start(self._deadline, self._lifeline.fd, environ))
-            if kinds is None:
+            link = self._nursery.link()
+            if not await self._unless_stopped(self._import(link)):
                 return
-            self._assemble(kinds)
+            self._assemble()
             if not await self._register():
                 return
-            self._begin()
+            self._begin(link)
             await self._serve()
         finally:
             await self._close()
@@ -151,18 +174,27 @@ class Life:
             await self._hand_over()  # whatever has ended this life, its jobs are not to wait for it
             raise
 
-    def _assemble(self, kinds: list[Kind]) -> None:
+    async def _import(self, link: Link) -> bool:
+        """Start a template and learn its kinds. Raises AppImportError."""
+        environ = {name: value for name, value in os.environ.items() if name not in HIDDEN}
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            environ.setdefault(name, "1")
+        kinds = await link.start(self._deadline, self._lifeline.fd, environ, self._catalogue.names())
+        self._catalogue.take(kinds)
+        self._emit(TemplateReady(link.pid, [kind.name for kind in kinds if kind]))
+        return True
+
+    def _assemble(self) -> None:
         """Make the services; each gets what it needs of the others as plain functions."""
-        self._kinds = kinds
-        paces = [Pace() for _ in kinds]
+        kinds, paces = self._catalogue.kinds, self._catalogue.paces
         self._completer = Completer(
             self._worker, kinds, self._inflight, self._outcomes, self._emit,
-            claiming=self._claiming, drop=self._drop, delayed=self._due_soon,
+            claiming=self._claiming, drop=self._drop, delayed=self._due_soon, ended=self._on_ends,
         )  # fmt: skip
         self._dispatcher = Dispatcher(
-            kinds, paces, self._children, self._inflight, self._emit,
+            paces, self._children, self._inflight, self._emit,
             split=self._completer.split, finish=self._completer.finish, want=self._want,
-            kill=self._nursery.kill, load=self._load, told=self._told,
+            kill=self._nursery.kill, refresh=self._refresh, load=self._load, told=self._told,
         )  # fmt: skip
         self._leaser = Leaser(
             self._config, self._worker, kinds, paces, self._inflight, self._claims, self._emit,
@@ -171,6 +203,12 @@ class Life:
         self._keeper = Keeper(
             self._config, self._worker, self._word, self._heart, self._claims, self._emit,
             woken=self._leaser.call, hold=self._hold, cancel=self._dispatcher.cancel,
+        )  # fmt: skip
+        self._warden = Warden(
+            kinds, self._children, self._emit, weigh=self._config.recycle_memory > 0,
+            read=self._dispatcher.read, kill=self._nursery.kill, cancelled=self._dispatcher.is_cancelled,
+            interrupt=lambda child: self._nursery.signal(child, INTERRUPT),
+            show=lambda child: self._nursery.signal(child, SHOW),
         )  # fmt: skip
         for connection in (self._claims, self._outcomes, self._heart):
             connection.on_reconnect = self._completer.doubt
@@ -188,8 +226,11 @@ class Life:
             return True
         return False
 
-    def _begin(self) -> None:
-        self._nursery.fill()
+    def _begin(self, link: Link) -> None:
+        self._withdraw()
+        self._nursery.adopt(link)
+        self._is_serving = True
+        self._console.heed()
         self._leasing = self._start(self._leaser.run())
         for work in (
             self._completer.run, self._keeper.beat, self._keeper.rescue, self._keeper.move_due,
@@ -212,6 +253,13 @@ class Life:
         if not isinstance(error, FencedError):
             self._emit(Trouble(task.get_name(), "".join(traceback.format_exception(error))))
         self._fail(error)
+
+    def _on_exception(self, _: object, context: dict[str, Any]) -> None:
+        """Nor does a callback fail and leave the rest half alive."""
+        error = context.get("exception")
+        if isinstance(error, Exception) and "handle" in context:
+            self._emit(Trouble(context["message"], "".join(traceback.format_exception(error))))
+            self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         if not self._end.done():
@@ -261,30 +309,66 @@ class Life:
         self._dispatcher.recall(child)
         self._dispatcher.feed()
 
+    def _label(self, child: Child) -> str:
+        """Return what a child runs, as people say it."""
+        return f"{self._catalogue.kinds[child.packets[0].kind].name} #{child.running}" if child.packets else ""
+
+    def _summary(self) -> str:
+        held, unsent = self._inflight.jobs, self._dispatcher.backlog
+        return f"{self._title()}, {held} jobs leased, {unsent} of them unsent"
+
+    def _pause(self, paused: bool) -> None:
+        if self._is_serving:
+            self._leaser.paused = paused
+            self._leaser.call()
+
+    def _refresh(self, child: Child) -> None:
+        """Put a fresh child in the place of this one."""
+        self._nursery.retire(child, "fresh")
+        self._nursery.fill()
+
+    def _on_ends(self, kind: int, panics: int, others: int) -> None:
+        """Pause a kind whose runs keep taking their processes with them."""
+        if paused := self._catalogue.note(kind, panics, others, monotonic()):
+            self._emit(paused)
+            self._withdraw()
+
+    def _withdraw(self) -> None:
+        """Say which kinds are not run here now."""
+        withdrawn = self._catalogue.withdrawn(monotonic())
+        for kind in self._dispatcher.withdrawn - withdrawn:
+            self._emit(KindResumed(self._catalogue.kinds[kind].name))
+        self._dispatcher.withdrawn = self._leaser.withdrawn = withdrawn
+        self._leaser.call()
+
+    def ask(self, what: str) -> None:
+        """Do what a signal asks for; while this life has not begun, or ends, only its wishes for the next count."""
+        match what:
+            case "more" | "fewer":
+                self._console.resize(1 if what == "more" else -1)
+            case "pause" | "resume":
+                self._console.pause(what == "pause")
+            case "reload" if self._is_serving:
+                self._start(self._console.reload())
+            case "dump" if self._is_serving:
+                self._start(self._console.dump())
+
     def _on_death(self, child: Child, death: Death) -> None:
         """Name the culprit, and write down what is known of it."""
         packet = self._dispatcher.gone(child)
         if packet is not None and packet in self._inflight:
             now = clock_gettime_ns(CLOCK_BOOTTIME)
             (job_id,) = packet.job_ids
-            seconds, dump = (now - child.since) / 1e9, child.channel.read_dump()
-            known = evidence.record(
-                death, seconds=seconds, dump=dump, output=child.channel.tail, child_runs=child.runs, slot=child.slot
-            )
-            error = evidence.sentence(death, self._kinds[packet.kind].name, job_id, seconds, dump)
-            end = {"timeout": End.OVERRAN, "stop": End.STOPPED, "lease": End.STOPPED, "cancel": End.CANCELLED}.get(
-                child.killed_for or "", End.DIED
-            )
-            if self._keeper.is_over() and death.is_signal and death.status == signal.SIGKILL:
-                end = End.STOPPED  # the guard's doing
-            if end is End.OVERRAN:
-                error = f"timeout after {seconds:.3g} s"
-            elif child.killed_for == "protocol":
-                error = f"wrote into its result pipe, and was killed: {error}"
-            if self._dispatcher.is_cancelled(job_id) and end in (End.DIED, End.OVERRAN, End.CANCELLED):
-                end, error = End.CANCELLED, f"cancelled while it ran: {error}"
-            packet.ends, packet.started, packet.elapsed = [end], [child.since], [now - child.since]
-            packet.found[job_id] = error, known
+            by_kill = death.is_signal and death.status == signal.SIGKILL
+            if child.killed_for in PRESSED and (child.press is None or child.press.job_id != job_id):
+                child.killed_for = "stop"  # it had just ended the run that it was killed for
+            found = autopsy.examine(
+                child, death, self._catalogue.kinds[packet.kind], job_id, (now - child.since) / 1e9,
+                cancelled=self._dispatcher.end_wish(job_id), fenced=death.by_guard,
+                oom=by_kill and self._oom.has_killed(),
+            )  # fmt: skip
+            packet.ends, packet.started, packet.elapsed = [found.end], [child.since], [now - child.since]
+            packet.found[job_id] = found.error, found.evidence
             self._completer.finish(packet)
         self._dispatcher.feed()
 
@@ -314,12 +398,16 @@ class Life:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._dispatcher.tick()
+            self._warden.look()
+            self._nursery.tick()
             ticks += 1
             if ticks % SLOW_TICK == 0:
-                self._nursery.tick()
+                if self._dispatcher.withdrawn:
+                    self._withdraw()
                 setproctitle(self._title())
             if ticks % DOUBT_TICK == 0:
                 self._completer.doubt()
+                self._oom.forget()
 
     def _title(self) -> str:
         count = self._children.count()
@@ -330,7 +418,7 @@ class Life:
     async def _drain(self) -> None:
         """Lease no more, give back what has not begun, let the rest finish, write, leave."""
         self._emit(MasterStopping("quick" if self._stop.quick.is_set() else "drain"))
-        self._nursery.closing = True
+        self._is_serving, self._nursery.closing = False, True
         await self._stop_leasing()
         over = monotonic() + self._config.grace
         while any(child.is_busy for child in self._children) and not self._end.done():
@@ -350,8 +438,10 @@ class Life:
         """Let the children leave by themselves; who has not left in time goes with the template."""
         over = monotonic() + LEAVE_SECONDS
         for child in self._children:
-            if child.phase is Phase.READY:
+            if child.phase in (Phase.READY, Phase.RETIRING):
                 self._nursery.dismiss(child)
+            elif child.phase is Phase.STARTING:
+                self._nursery.kill(child, "stop")  # it has nothing to end in order
         while len(self._children) and monotonic() < over and not self._stop.quick.is_set():
             await asyncio.sleep(0.005)
 

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import logging
+import os
+import queue
+import threading
+from typing import TYPE_CHECKING
 
 import orjson
 
 from fastq import events
 from fastq.text import printable, storable
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ORDERLY = ("stop", "recycle", "reload", "shrink", "fresh")
+"""Ends of children that are nobody's trouble."""
+
 LOG = logging.getLogger("fastq")
+
+STDERR = 2
+
+QUEUE_LINES = 10_000
+"""Lines that wait to be written."""
+
+CLOSE_SECONDS = 1.0
+"""How long the end waits for them, twice at most."""
 
 
 def log(event: events.Event) -> None:
@@ -38,10 +57,28 @@ def word(event: events.Event) -> tuple[int, str] | None:
         case events.ChildBorn():
             return logging.DEBUG, f"child {event.slot}: pid {event.pid}"
         case events.ChildDied():
-            level = logging.DEBUG if event.reason == "stop" else logging.WARNING
+            level = logging.DEBUG if event.reason in ORDERLY else logging.WARNING
             return level, f"child {event.slot} (pid {event.pid}) {event.how} ({event.reason})"
         case events.Output():
-            return logging.INFO, "\n".join(f"child {event.slot}: {printable(line)}" for line in event.lines)
+            who = f"child {event.slot}{event.job and f' {event.job}'}"
+            more = [f"({event.left_out} more lines)"] if event.left_out else []
+            return logging.INFO, "\n".join(f"{who}: {printable(line)}" for line in [*event.lines, *more])
+        case events.Reloading():
+            return logging.INFO, "reloading"
+        case events.Reloaded():
+            return logging.INFO, "reloaded: children of the new version take the places of the old"
+        case events.ReloadFailed():
+            said = [f"not reloaded, the old version goes on: {event.error}", *event.traceback.splitlines()]
+            return logging.ERROR, "\n".join(map(printable, said))
+        case events.Resized():
+            return logging.INFO, f"{event.procs} children from now on"
+        case events.Paused():
+            return logging.INFO, "leasing no more" if event.paused else "leasing again"
+        case events.StateDumped():
+            return logging.INFO, f"state:\n{event.text}"
+        case events.ThreadsLeft():
+            who = f"child {event.slot} (pid {event.pid})"
+            return logging.WARNING, f"{who} has {event.threads} threads that outlive their jobs"
         case events.RunFailed():
             level = logging.ERROR if event.outcome == "PANIC" else logging.WARNING
             return (
@@ -87,10 +124,57 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps({name: storable(value) for name, value in fields.items()}).decode()
 
 
-def set_up(*, as_json: bool, level: int = logging.INFO) -> None:
-    """Send the log to stderr."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if as_json else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
-    LOG.addHandler(handler)
+class Writer(logging.Handler):
+    """Hands lines to a thread that writes them: nobody who does not read our log holds up the master.
+
+    What does not fit the queue is dropped, and said so when there is room again. The thread writes to the descriptor
+    itself: a lock of Python's, held while it hangs there, would hold up the exit.
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._lines: queue.Queue[bytes | None] = queue.Queue(QUEUE_LINES)
+        self._lost = 0
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass a line on, if there is room."""
+        try:
+            if self._lost:
+                text = f"{self._lost} lines of this log were lost: nobody read it fast enough"
+                lost = logging.LogRecord(record.name, logging.WARNING, "", 0, text, None, None)
+                self._lines.put_nowait(self.format(lost).encode() + b"\n")
+                self._lost = 0
+            self._lines.put_nowait(self.format(record).encode(errors="backslashreplace") + b"\n")
+        except queue.Full:
+            self._lost += 1
+
+    def close(self) -> None:
+        """Write what is left, for a moment at most."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put(None, timeout=CLOSE_SECONDS)
+        self._thread.join(CLOSE_SECONDS)
+        super().close()
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            with contextlib.suppress(OSError):  # nobody is there any more
+                while line:
+                    line = line[os.write(self._fd, line) :]
+
+
+def set_up(*, as_json: bool, level: int = logging.INFO) -> Callable[[], None]:
+    """Send the log to stderr; return what ends it."""
+    writer = Writer(STDERR)
+    writer.setFormatter(JsonFormatter() if as_json else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    LOG.addHandler(writer)
     LOG.setLevel(level)
     LOG.propagate = False
+
+    def close() -> None:
+        LOG.removeHandler(writer)
+        writer.close()
+
+    return close

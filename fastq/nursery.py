@@ -1,7 +1,8 @@
-"""Raises children: asks the template for them, watches over them, and says how each of them ended.
+"""Raises children: asks the template for them, watches over them, replaces them, and says how each of them ended.
 
 The template forks and reaps; this side holds each child's channel and its pidfd, through which alone it is watched and
-signalled, so that a death is seen at once and a stranger is never hit.
+signalled, so that a death is seen at once and a stranger is never hit. A child that is to go (recycled, or of an older
+version of the app) goes only when the one that takes its place is ready.
 """
 
 from __future__ import annotations
@@ -9,21 +10,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import select
 import signal
-import socket
-import subprocess
-import sys
+from collections import Counter
+from math import inf
 from time import CLOCK_BOOTTIME, clock_gettime_ns, monotonic
 from typing import TYPE_CHECKING, Any
 
-from fastq import wire
+from fastq import strays
 from fastq.channel import Channel
 from fastq.children import Phase
-from fastq.errors import AppImportError, ChildrenError, FastqError
-from fastq.events import ChildBorn, ChildDied, Output, TemplateLost, TemplateReady
+from fastq.errors import ChildrenError
+from fastq.events import ChildBorn, ChildDied, Output, TemplateLost
 from fastq.evidence import Death
-from fastq.job import Kind
+from fastq.link import Link, TemplateGoneError
+from fastq.text import printable
+from fastq.wire import LEAVE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
     from fastq.config import Config
     from fastq.events import Emit
 
-NOTICE_BYTES = 208 * 1024
 BOOT_FAILURES = 5
 """Deaths in a row before a child of that slot was ever ready; when every slot has had them, we give up."""
 
@@ -43,13 +45,27 @@ BACKOFF = 0.1
 """Seconds to wait after a slot's first failure to boot, doubled each time up to BACKOFF_MAX."""
 BACKOFF_MAX = 10.0
 
-PING_SECONDS = 1.0
-SILENCE_SECONDS = 10.0
-"""A template that has not answered for so long is stuck, and is replaced."""
+LEAVE_SECONDS = 5.0
+"""How long a child that was told to leave has for its stop hooks."""
+
+JITTER = 0.1
+"""Children are recycled so much earlier or later than told, so that they do not all go at once."""
+
+STRAYS_SECONDS = 2.0
+"""How long the end of a life waits for what jobs have left behind."""
+
+POSTGRES = "postgres"
+"""What the master may have started itself, in the midst of a life as well: the embedded server."""
+
+OUTPUT_READS = 16
+"""So often a child's output is read between two ticks, 64 KiB at most each time: who writes more waits for us."""
+
+OUTPUT_LINES = 200
+"""So many lines of a child are logged between two ticks; the rest is counted."""
 
 
 class Nursery:
-    """The template and the children's processes."""
+    """The children's processes, and the templates they come from."""
 
     def __init__(
         self,
@@ -61,6 +77,7 @@ class Nursery:
         on_doomed: Callable[[Child], object],
         on_death: Callable[[Child, Death], None],
         on_lost: Callable[[Exception], None],
+        label: Callable[[Child], str],
     ) -> None:
         self._config = config
         self._children = children
@@ -69,132 +86,205 @@ class Nursery:
         self._on_doomed = on_doomed
         self._on_death = on_death
         self._on_lost = on_lost
+        self._label = label
         self._loop = asyncio.get_running_loop()
-        self._control, self._template_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._ready: asyncio.Future[list[Kind]] = self._loop.create_future()
+        self._links: list[Link] = []
+        self._current: Link | None = None
+        """The one that new children are forked from."""
+        self._ours = strays.own_children()
+        """What was there before us: an embedded Postgres."""
         self._failures: dict[int, int] = {}
         self._not_before: dict[int, float] = {}
         self._last_word = "they died"
-        self._heard = monotonic()
-        self._is_lost = False
+        self._reads: Counter[Child] = Counter()
+        self._lines: Counter[Child] = Counter()
         self.closing = False
         """No child is replaced any more."""
 
-    async def start(self, deadline: int, lifeline: int, environ: dict[str, str]) -> list[Kind]:
-        """Start the template and return the kinds its app has. Raises AppImportError."""
-        ends = (self._template_end.fileno(), deadline, lifeline)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "fastq.template", *map(str, ends), str(os.getpid())],
-            pass_fds=ends,
-            env=environ,
-            start_new_session=True,
-        )
-        self._template_end.close()
-        self._control.setblocking(False)
-        self._loop.add_reader(self._control, self._on_notice)
-        self._tell(do="import", app=self._config.app, allow_native_threads=self._config.allow_native_threads)
-        kinds = await self._ready
-        self._emit(TemplateReady(self._process.pid, [kind.name for kind in kinds]))
-        return kinds
+    # Templates.
+
+    def link(self) -> Link:
+        """Return a new template's link, to be started and then adopted."""
+        link = Link(self._config, on_notice=self._on_notice, on_lost=self._on_link_lost)
+        self._links.append(link)
+        return link
+
+    def adopt(self, link: Link) -> None:
+        """Fork from this template from now on, and replace the children of any other."""
+        if self._current is not None:
+            self._current.is_retired = True
+        self._current = link
+        for child in self._children:
+            self.retire(child, "reload")
+        self.fill()
+
+    def drop(self, link: Link) -> None:
+        """Forget a template that has no children."""
+        self._links.remove(link)
+        link.close()
+
+    def _on_link_lost(self, why: str) -> None:
+        self.closing = True
+        self._emit(TemplateLost(why))
+        self._on_lost(TemplateGoneError(why))
+
+    # Children come.
 
     def fill(self) -> None:
-        """Ask for a child in every slot that wants one and may have one."""
+        """Ask for a child in every slot that wants one and may have one; let those go that have no slot any more."""
+        if self._current is None or self.closing:
+            return
         now = monotonic()
         for slot in self._children.free_slots():
-            if not self.closing and now >= self._not_before.get(slot, 0.0):
-                self._spawn(slot)
+            if now >= self._not_before.get(slot, 0.0):
+                self._spawn(slot, self._current)
+        for child in self._children.surplus():
+            self.retire(child, "shrink")
 
-    def tick(self) -> None:
-        """Replace children, and notice a template or a child that is stuck."""
-        self.fill()
-        now = monotonic()
-        for child in self._children:
-            if child.phase is Phase.STARTING and clock_gettime_ns(CLOCK_BOOTTIME) - child.started > BOOT_SECONDS * 1e9:
-                self.kill(child, "boot")
-        if self._ready.done() and now - self._heard > SILENCE_SECONDS:
-            self._lose(f"it has not answered for {SILENCE_SECONDS:g} s")
-        elif self._ready.done() and now - self._heard > PING_SECONDS:
-            self._tell(do="ping")
-
-    def kill(self, child: Child, why: str) -> None:
-        """Kill a child; `why` will tell its death from one that was not ours."""
-        child.killed_for = child.killed_for or why
-        child.phase = Phase.LEAVING
-        if child.pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-
-    def dismiss(self, child: Child) -> None:
-        """Ask an idle child to leave."""
-        child.killed_for = "stop"
-        child.phase = Phase.LEAVING
-        child.channel.send(wire.LEAVE)
-
-    async def end(self) -> None:
-        """Kill the template and every child, and wait until they are dead."""
-        self.closing = True
-        self._loop.remove_reader(self._control)
-        if self._process is not None:
-            self._process.kill()
-            await asyncio.to_thread(self._process.wait)
-        for child in self._children:
-            self.kill(child, "template")
-            while child.pidfd >= 0 and not select.select((child.pidfd,), (), (), 0)[0]:
-                await asyncio.sleep(0.001)
-
-    def close(self) -> None:
-        """Let the template go, and it takes along whatever child there still is."""
-        self.closing = True
-        self._loop.remove_reader(self._control)
-        self._control.close()
-        if self._process is not None:
-            if not self._ready.done():
-                self._process.kill()  # it imports, and would not hear us
-            try:
-                self._process.wait(5)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        for child in self._children:
-            self._forget(child)
-
-    # Children come and go.
-
-    def _spawn(self, slot: int) -> None:
+    def _spawn(self, slot: int, link: Link) -> None:
+        try:
+            channel = Channel()
+        except OSError as error:
+            self._back_off(slot, f"had no channel: {error}")
+            return
         child = self._children.add(slot, clock_gettime_ns(CLOCK_BOOTTIME))
-        child.channel = Channel()
-        self._tell(child.channel.child_ends(), do="fork", slot=slot, serial=child.serial)
-        child.channel.handed_over()
+        child.channel, child.link, child.knows = channel, link, link.knows
+        jitter = random.uniform(1 - JITTER, 1 + JITTER)
+        child.runs_max = max(1, round(self._config.recycle_jobs * jitter)) if self._config.recycle_jobs else inf
+        child.age_max = (self._config.recycle_seconds or inf) * jitter
+        if link.tell(child.channel.child_ends(), do="fork", slot=slot, serial=child.serial):
+            child.channel.handed_over()
+        else:
+            self._forget(child)  # the template is behind; the next tick asks again
 
     def _born(self, child: Child, pid: int, pidfd: int) -> None:
         child.pid, child.pidfd = pid, pidfd
-        self._loop.add_reader(child.channel.results, self._on_results, child)
+        self._loop.add_reader(child.channel.results, self._hear_results, child)
         self._loop.add_reader(child.channel.output, self._read_output, child)
         self._loop.add_reader(pidfd, self._doomed, child)
         self._emit(ChildBorn(child.slot, pid))
         if child.killed_for:
             self.kill(child, child.killed_for)
 
+    def _hear_results(self, child: Child) -> None:
+        was_ready = child.phase is not Phase.STARTING
+        self._on_results(child)
+        if not was_ready and child.phase is Phase.READY:
+            self._failures.pop(child.slot, None)
+            for other in self._children.predecessors(child):
+                self._let_go(other)
+        elif child.phase is Phase.RETIRING:
+            self._let_go(child)
+
+    # Children go.
+
+    def retire(self, child: Child, why: str) -> None:
+        """Let another child take its place; it goes when that one is ready, or at once if its slot wants none."""
+        child.retiring = child.retiring or why
+        if child.phase is Phase.STARTING:
+            self.kill(child, why)
+        elif child.slot >= self._children.target:
+            self._let_go(child)
+
+    def _let_go(self, child: Child) -> None:
+        """Give it no more; tell it to leave once it has finished what it has begun."""
+        if child.phase is Phase.READY:
+            child.phase = Phase.RETIRING
+            self._on_doomed(child)  # what it has not started goes to others
+        if child.phase is Phase.RETIRING and not child.packets:
+            self.dismiss(child)
+
+    def dismiss(self, child: Child) -> None:
+        """Ask a child that has nothing to do to leave."""
+        child.killed_for = child.retiring or "stop"
+        child.phase = Phase.LEAVING
+        child.leave_by = monotonic() + LEAVE_SECONDS
+        child.channel.send(LEAVE)
+
+    def kill(self, child: Child, why: str) -> None:
+        """Kill a child; `why` will tell its death from one that was not ours."""
+        child.killed_for = child.killed_for or why
+        child.phase = Phase.LEAVING
+        self.signal(child, signal.SIGKILL)
+
+    def signal(self, child: Child, number: int) -> None:
+        """Send a child a signal; nothing happens when it is not there yet, or not any more."""
+        if child.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(child.pidfd, number)
+
+    def tick(self) -> None:
+        """Do what time alone brings: replace children, notice those that are stuck, read on what they write."""
+        for child in list(self._reads):
+            self._read_on(child)
+        now = monotonic()
+        for child in self._children:
+            age = (clock_gettime_ns(CLOCK_BOOTTIME) - child.started) / 1e9
+            if child.phase is Phase.STARTING and age > BOOT_SECONDS:
+                self.kill(child, "boot")
+                if child.pidfd < 0:  # it was asked for, and never heard of
+                    self._forget(child)
+            elif child.phase is Phase.RETIRING:
+                self._let_go(child)
+            elif child.phase is Phase.LEAVING and now > child.leave_by:
+                self.kill(child, "stop")
+            elif child.phase is Phase.READY and child.retiring is None and (why := self._is_worn(child, age)):
+                self.retire(child, why)
+        self.fill()
+        for link in list(self._links):
+            link.tick()
+            if link.is_retired and not any(child.link is link for child in self._children):
+                self.drop(link)
+
+    def _is_worn(self, child: Child, age: float) -> str | None:
+        """Return why a child is to be replaced by a fresh one, if it is."""
+        config = self._config
+        too_big = config.recycle_memory and (child.usage.memory or 0.0) > config.recycle_memory
+        return "recycle" if child.runs >= child.runs_max or age > child.age_max or too_big else None
+
+    async def end(self) -> None:
+        """Kill the templates and every child, and wait until they are dead."""
+        self.closing = True
+        for link in self._links:
+            await link.end()
+        for child in self._children:
+            self.kill(child, "template")
+            while child.pidfd >= 0 and not _is_over(child.pidfd):
+                await asyncio.sleep(0.001)
+        strays.kill_all(self._ours, STRAYS_SECONDS, spare_name=POSTGRES)
+
+    def close(self) -> None:
+        """Let the templates go, and they take along whatever child there still is."""
+        self.closing = True
+        for link in self._links:
+            link.close()
+        for child in self._children:
+            self._forget(child)
+        strays.kill_all(self._ours, STRAYS_SECONDS, spare_name=POSTGRES)  # of a template that was killed
+
     def _doomed(self, child: Child) -> None:
         """Its process has ended; the template will say how. What it has not started can go to others already."""
         self._loop.remove_reader(child.pidfd)
-        child.phase = Phase.LEAVING if child.phase is Phase.READY else child.phase
+        child.phase = child.phase if child.phase is Phase.STARTING else Phase.LEAVING
         self._on_doomed(child)
 
     def _died(self, child: Child, death: Death) -> None:
-        while self._read_output(child):
-            pass
+        for _ in range(OUTPUT_READS):  # not for ever: a grandchild may go on writing
+            if not self._read_output(child):
+                break
         self._emit_output(child, child.channel.last_line())
         reason = child.killed_for or ("signal" if death.is_signal else "exit")
         self._on_death(child, death)
         booted = child.phase is not Phase.STARTING  # now that its last words have been read
         self._emit(ChildDied(child.slot, child.pid, reason, str(death)))
+        if child.killed_for == "boot" or (child.killed_for is None and not booted):
+            last: str = ["", *child.channel.tail.decode(errors="backslashreplace").splitlines()][-1]
+            self._back_off(child.slot, f"{death}{last and f', and said last: {printable(last)}'}")
         self._forget(child)
-        self._back_off(child.slot, booted=booted, how=str(death))
         self.fill()
 
     def _forget(self, child: Child) -> None:
+        self._read_on(child)
         self._children.remove(child)
         if child.pidfd >= 0:
             for fd in (child.channel.results, child.channel.output, child.pidfd):
@@ -202,84 +292,60 @@ class Nursery:
             os.close(child.pidfd)
         child.channel.close()
 
-    def _back_off(self, slot: int, *, booted: bool, how: str) -> None:
+    def _back_off(self, slot: int, how: str) -> None:
         """Let a slot wait that cannot boot, and give up when none can."""
-        if booted:
-            self._failures.pop(slot, None)
-            return
         self._last_word = how
         failures = self._failures[slot] = self._failures.get(slot, 0) + 1
         self._not_before[slot] = monotonic() + min(BACKOFF_MAX, BACKOFF * 2**failures)
-        if all(self._failures.get(s, 0) >= BOOT_FAILURES for s in range(self._children.target)) and not self.closing:
+        if any(child.phase in (Phase.READY, Phase.RETIRING) for child in self._children) or self.closing:
+            return
+        if all(self._failures.get(s, 0) >= BOOT_FAILURES for s in range(self._children.target)):
             self._on_lost(ChildrenError(f"no child lives long enough to be ready: the last one {self._last_word}"))
+
+    # What they write.
 
     def _read_output(self, child: Child) -> bool:
         lines = child.channel.read_output()
-        self._emit_output(child, lines or [])
-        return lines is not None
+        if lines is None:
+            return False
+        self._reads[child] += 1
+        if self._reads[child] == OUTPUT_READS and child.pidfd >= 0:
+            self._loop.remove_reader(child.channel.output)
+        self._emit_output(child, lines)
+        return True
 
     def _emit_output(self, child: Child, lines: list[str]) -> None:
-        if lines:
-            self._emit(Output(child.slot, lines))
+        room = OUTPUT_LINES - self._lines[child]
+        self._lines[child] += len(lines)
+        if lines[: max(0, room)]:
+            self._emit(Output(child.slot, lines[:room], self._label(child)))
+
+    def _read_on(self, child: Child) -> None:
+        """Say how much was left out since the last tick, and listen again to one that wrote too much."""
+        if (lines := self._lines.pop(child, 0)) > OUTPUT_LINES:
+            self._emit(Output(child.slot, (), self._label(child), lines - OUTPUT_LINES))
+        if self._reads.pop(child, 0) >= OUTPUT_READS:
+            self._loop.add_reader(child.channel.output, self._read_output, child)
 
     # What the template says.
 
-    def _tell(self, fds: list[int] | None = None, **fields: Any) -> None:
-        try:
-            socket.send_fds(self._control, [wire.notice(**fields)], fds or [])
-        except BlockingIOError:
-            pass  # it is stuck, and its silence will tell
-        except OSError:
-            self._lose("its socket is closed")
-
-    def _on_notice(self) -> None:
-        try:
-            data, fds, _, _ = socket.recv_fds(self._control, NOTICE_BYTES, 1)
-        except BlockingIOError:
-            return
-        except OSError:
-            data, fds = b"", []
-        if not data:
-            self._lose("it has ended")
-            return
-        self._heard = monotonic()
-        notice = wire.read_notice(data)
+    def _on_notice(self, notice: dict[str, Any], fds: list[int]) -> None:
+        child = self._children.find(notice["serial"])
         match notice["event"]:
-            case "ready":
-                self._ready.set_result([Kind(**kind) for kind in notice["kinds"]])
-            case "failed":
-                self.closing = self._is_lost = True  # it exits now, and that is no news
-                self._loop.remove_reader(self._control)
-                self._ready.set_exception(AppImportError(notice["error"], notice["traceback"]))
-            case "pong":
-                pass
-            case event:
-                child = self._children.find(notice["slot"], notice["serial"])
-                if child is None:
-                    for fd in fds:
-                        os.close(fd)
-                elif event == "born":
-                    self._born(child, notice["pid"], fds[0])
-                elif event == "unborn":
-                    self._last_word = notice["error"]
-                    self._forget(child)
-                    self._back_off(child.slot, booted=False, how=f"could not be forked: {notice['error']}")
-                else:
-                    fields = ("pid", "code", "status", "user_seconds", "system_seconds", "max_rss_kib")
-                    self._died(child, Death(**{name: notice[name] for name in fields}))
-
-    def _lose(self, why: str) -> None:
-        """Give the template up, and its children with it."""
-        if self._is_lost:
-            return
-        self.closing = self._is_lost = True
-        self._loop.remove_reader(self._control)
-        if not self._ready.done():
-            self._ready.set_exception(AppImportError(f"app {self._config.app!r}: its process ended while importing it"))
-            return
-        self._emit(TemplateLost(why))
-        self._on_lost(TemplateGoneError(why))
+            case _ if child is None:
+                for fd in fds:
+                    os.close(fd)
+            case "born":
+                self._born(child, notice["pid"], fds[0] if fds else os.pidfd_open(notice["pid"]))
+            case "unborn":
+                self._forget(child)
+                self._back_off(child.slot, f"could not be forked: {notice['error']}")
+            case "died":
+                known = {name: value for name, value in notice.items() if name not in ("event", "serial")}
+                self._died(child, Death(**known))
 
 
-class TemplateGoneError(FastqError):
-    """The template is lost; the master starts another."""
+def _is_over(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))

@@ -8,16 +8,18 @@ master is stopped or cut off.
 It is told what to do, and tells what happened, by notices over one SEQPACKET socket:
 
     from the master                          to the master
-    {"do": "import", app, ...}               {"event": "ready", kinds} or {"event": "failed", error, traceback}
-    {"do": "fork", slot, serial} + 5 fds     {"event": "born", slot, serial, pid} + pidfd, or {"event": "unborn", ...}
+    {"do": "import", app, known, ...}        {"event": "ready", kinds} or {"event": "failed", error, traceback}
+    {"do": "fork", slot, serial} + 5 fds     {"event": "born", serial, pid} + pidfd, or {"event": "unborn", ...}
     {"do": "ping"}                           {"event": "pong"}
-                                             {"event": "died", slot, serial, pid, code, status, ...}
+                                             {"event": "died", serial, pid, code, status, ...}
+
+`kinds` begins with those that the master says it knows, in its order (null for one that the app has lost), so that a
+kind keeps its number through every reload.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import mmap
 import os
@@ -33,21 +35,27 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from setproctitle import setproctitle
 
-from fastq import child, wire
+from fastq import child, strays, wire
 from fastq.app import load_app
+from fastq.config import ChildLimits
 from fastq.errors import AppImportError, FastqError
 from fastq.text import storable
 
 if TYPE_CHECKING:
-    from fastq.app import App
+    from fastq.app import App, Handler
 
 GUARD_SECONDS = 0.25
 """How often the deadline is looked at."""
 
+STRAYS_SECONDS = 0.2
+"""At least so long between two looks through the process table."""
+
+LEAVE_SECONDS = 2.0
+"""How long the end waits for everything that it has killed."""
+
 NOTICE_BYTES = 208 * 1024
 TEXT_CHARS = 16 * 1024
 _DEADLINE = struct.Struct("<q")
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 class Template:
@@ -56,14 +64,25 @@ class Template:
     def __init__(self, control: int, deadline: int) -> None:
         self._master = socket.socket(fileno=control)
         self._deadline = mmap.mmap(deadline, _DEADLINE.size, prot=mmap.PROT_READ)
-        self._children: dict[int, tuple[int, int]] = {}
+        os.close(deadline)
+        self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._children: dict[int, int] = {}
         self._app: App | None = None
+        self._handlers: list[Handler[..., Any] | None] = []
+        self._limits = ChildLimits()
         self._pid = os.getpid()
+        self._guarded: set[int] = set()
+        """Children that were killed because the lease may have run out."""
+        self._spare: set[int] = set()
+        """Processes that the app has started while it was imported."""
+        self._deaths = False
+        """Whether children have died since we last looked for what they left."""
+        self._looked = 0
 
     def run(self) -> NoReturn:
         """Serve the master until it is gone."""
         self._handle(*self._receive())
-        wake, woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        wake, woken = self._wake
         signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
@@ -77,13 +96,14 @@ class Template:
                 self._leave()
             self._guard()
             self._reap()
+            self._kill_strays()
             if self._master.fileno() in ready:
                 self._handle(*self._receive())
 
     def _receive(self) -> tuple[dict[str, Any], list[int]]:
         try:
             data, fds, _, _ = socket.recv_fds(self._master, NOTICE_BYTES, 8)
-        except ConnectionResetError:  # it has left without hearing our last words
+        except OSError:  # it has left without hearing our last words
             self._leave()
         if not data:
             self._leave()
@@ -98,13 +118,14 @@ class Template:
     def _handle(self, notice: dict[str, Any], fds: list[int]) -> None:
         match notice["do"]:
             case "import":
-                self._import(notice["app"], allow_native_threads=notice["allow_native_threads"])
+                self._limits = ChildLimits(**notice["limits"])
+                self._import(notice["app"], notice["known"], allow_native_threads=notice["allow_native_threads"])
             case "fork":
                 self._fork(notice["slot"], notice["serial"], fds)
             case "ping":
                 self._tell(event="pong")
 
-    def _import(self, ref: str, *, allow_native_threads: bool) -> None:
+    def _import(self, ref: str, known: list[str], *, allow_native_threads: bool) -> None:
         try:
             app = load_app(ref)
             _refuse_threads(allow_native_threads=allow_native_threads)
@@ -113,9 +134,9 @@ class Template:
             os._exit(1)
         gc.collect()
         gc.freeze()
-        self._app = app
-        kinds = [handler.kind for handler in app.handlers.values()]
-        self._tell(event="ready", kinds=kinds)
+        self._app, self._spare = app, strays.own_children()
+        self._handlers = [app.handlers.get(name) for name in dict.fromkeys([*known, *app.handlers])]
+        self._tell(event="ready", kinds=[handler and handler.kind for handler in self._handlers])
 
     def _fork(self, slot: int, serial: int, fds: list[int]) -> None:
         assert self._app is not None, "fork before import"
@@ -125,15 +146,15 @@ class Template:
             _refuse_threads(allow_native_threads=True)
             pid = os.fork()
         except (OSError, AppImportError) as error:
-            self._tell(event="unborn", slot=slot, serial=serial, error=str(error))
+            self._tell(event="unborn", serial=serial, error=str(error))
         else:
             if pid == 0:
                 self._become_child(slot, fds)
-            self._children[pid] = slot, serial
+            self._children[pid] = serial
             with contextlib.suppress(OSError):  # it may have done so itself, and even be gone
                 os.setpgid(pid, pid)
             pidfd = os.pidfd_open(pid)
-            self._tell((pidfd,), event="born", slot=slot, serial=serial, pid=pid)
+            self._tell((pidfd,), event="born", serial=serial, pid=pid)
             os.close(pidfd)
         for fd in fds:
             os.close(fd)
@@ -143,9 +164,12 @@ class Template:
         try:
             signal.set_wakeup_fd(-1)
             self._master.close()
-            child.become(slot, *fds, parent=self._pid)
-            assert self._app is not None
-            child.live(list(self._app.handlers.values()), fds[0], fds[1], fds[4])
+            self._deadline.close()
+            for fd in self._wake:
+                os.close(fd)
+            child.become(slot, *fds, parent=self._pid, limits=self._limits)
+            assert self._app is not None, "fork before import"
+            child.live(self._app, self._handlers, slot, fds[0], fds[1], fds[4])
         except BaseException:  # noqa: BLE001 - the top of the child
             traceback.print_exc()
         finally:
@@ -163,13 +187,13 @@ class Template:
             if dead.si_pid not in self._children:
                 os.waitpid(dead.si_pid, 0)
                 continue
-            slot, serial = self._children.pop(dead.si_pid)
+            serial = self._children.pop(dead.si_pid)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(dead.si_pid, signal.SIGKILL)
+            self._deaths = True
             _, _, usage = os.wait4(dead.si_pid, 0)
             self._tell(
                 event="died",
-                slot=slot,
                 serial=serial,
                 pid=dead.si_pid,
                 code=dead.si_code,
@@ -177,12 +201,22 @@ class Template:
                 user_seconds=usage.ru_utime,
                 system_seconds=usage.ru_stime,
                 max_rss_kib=usage.ru_maxrss,
+                by_guard=dead.si_pid in self._guarded,
             )
+
+    def _kill_strays(self) -> None:
+        """Kill what the dead have left outside their groups: with its child gone, it has come to us."""
+        now = clock_gettime_ns(CLOCK_BOOTTIME)
+        if not self._deaths or now < self._looked + STRAYS_SECONDS * 1e9:
+            return
+        self._looked = now
+        self._deaths = strays.kill(self._children.keys() | self._spare)  # they may leave strays in their turn
 
     def _guard(self) -> None:
         """Kill the children when the lease may have run out: their master has not renewed it, or cannot."""
         deadline = _DEADLINE.unpack(self._deadline[:])[0]
         if deadline and clock_gettime_ns(CLOCK_BOOTTIME) > deadline:
+            self._guarded |= self._children.keys()
             self._kill_all()
 
     def _kill_all(self) -> None:
@@ -191,8 +225,9 @@ class Template:
                 os.killpg(pid, signal.SIGKILL)
 
     def _leave(self) -> NoReturn:
-        """Take the children along: without a master nobody may run jobs."""
+        """Take the children along, and all that came of them: without a master nobody may run jobs."""
         self._kill_all()
+        strays.kill_all((), LEAVE_SECONDS)
         os._exit(0)
 
 
@@ -230,8 +265,8 @@ def main() -> None:
     control, deadline, lifeline, master = map(int, sys.argv[1:5])
     child.die_with_parent(master)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    for fd in (control, deadline, lifeline):
+    strays.adopt()
+    for fd in (control, lifeline):
         os.set_inheritable(fd, False)
     setproctitle("fastq: template")
     sys.argv[1:] = []

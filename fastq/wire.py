@@ -12,6 +12,7 @@ A *notice* goes between the master and its template: a dict as JSON, with descri
 
 from __future__ import annotations
 
+import enum
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,6 +42,17 @@ PROGRESS = 201
 """In place of a frame's end: the body says how far the job is, which goes on."""
 SLOW = 1
 """A frame's flag: this run itself was slow; not its process waiting for a processor."""
+
+
+class Interrupt(enum.IntEnum):
+    """Why a child is interrupted in a job."""
+
+    TITLE = 1
+    """It has been at it for a while: its process title may say so."""
+    TIMEOUT = 2
+    DEADLINE = 3
+    CPU = 4
+
 
 LEAVE = b""
 """The packet that asks a child to leave. (An empty SEQPACKET message is a message.)"""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,4 +88,8 @@ def masters(dsn: str, tmp_path: Path) -> Iterator[Masters]:
     started = Masters(dsn, tmp_path)
     yield started
     started.kill_all()
-    assert leftovers(started.name) == []
+    left = leftovers(started.name)
+    for process in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    assert left == []

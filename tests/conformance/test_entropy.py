@@ -1,6 +1,6 @@
 """entropy's worker: what its own tests ask, asked of fastq.
 
-An Attempt of entropy is here `child.run` (the handler's side), then `Batch` (what is written of it).
+An Attempt of entropy is here `runner.run` (the handler's side), then `Batch` (what is written of it).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import fastq
 from conformance import Service, app, apps, serving
 from fastq import InvalidJob, NewJob, NonRetryableError, RetryableError, UnknownKind
 from fastq.batch import Batch, Written
-from fastq.child import run
 from fastq.inflight import Packet
 from fastq.job import NO_LIMITS, Kind, Limits
 from fastq.outcome import End, Next, decide
+from fastq.runner import run
 
 SECOND = 10**9
 

@@ -245,18 +245,16 @@ def test_n_m_6_max_retries(service: Service) -> None:
 
 
 def test_n_r_4_job_processing_with_options(service: Service, tmp_path: Path) -> None:
-    """A run that exceeds its time limit of 1 ms is killed, and the error says that it was the limit."""
+    """A run that exceeds its time limit of 1 ms is ended, and the error says that it was the limit."""
     for job in service.run(
         NewJob(kind="overrun"),
         NewJob(kind="hold", payload={"path": str(tmp_path / "go")}, timeout=0.001, max_attempts=1),
     ):
         assert (job.status, (job.error or "")[:13]) == ("FAILED", "timeout after")
-        assert (job.evidence or {})["signal"] == "SIGKILL"
+        assert "apps.py" in (job.evidence or {})["traceback"]  # neoq's goroutine would go on
         until(
             lambda job=job: f"#{job.id} attempt 1 FAILED: timeout after" in service.master.text(), "the line in the log"
         )
-        pids = {child.pid for child in service.masters.children()}
-        assert (job.evidence or {})["pid"] not in pids  # neoq's goroutine would still be there
 
 
 def test_n_r_5_job_processing_with_job_deadline(service: Service, tmp_path: Path) -> None:

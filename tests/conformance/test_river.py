@@ -23,9 +23,9 @@ from helpers.until import until
 
 import fastq
 from fastq import Client, Filter, InvalidJob, JobFinished, JobRunning, NewJob, NotFound
-from fastq.child import run
 from fastq.job import NO_LIMITS, Kind, Limits
 from fastq.outcome import End, Next, decide
+from fastq.runner import run
 
 APP = """
 import ctypes, os, time

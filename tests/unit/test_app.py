@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -222,6 +223,11 @@ def test_apps_do_not_share_hooks() -> None:
     assert App().start_hooks == ()
 
 
+def repr_without_address(value: Any) -> str:
+    """Name an argument the same in every process."""
+    return re.sub(" at 0x[0-9a-f]+", "", repr(value))
+
+
 class Pool:
     """Something with methods."""
 
@@ -236,7 +242,9 @@ class Pool:
 
 
 @pytest.mark.parametrize(
-    "hook", [Pool().open, Pool(), lambda: None, functools.partial(Pool.open, Pool()), lambda *args: None, dict], ids=str
+    "hook",
+    [Pool().open, Pool(), lambda: None, functools.partial(Pool.open, Pool()), lambda *args: None, dict],
+    ids=repr_without_address,
 )
 def test_what_can_be_called_without_arguments_may_be_a_hook(hook: Callable[..., Any]) -> None:
     """Methods, objects, built-ins, and functions all of whose arguments have defaults."""
@@ -269,7 +277,7 @@ async def generate_later() -> Any:
         ("is called without arguments: missing a required argument: 'path'", thumb),
         ("is called without arguments: missing a required argument: 'url'", Handler(fetch, Kind(name="fetch"), {})),
     ],
-    ids=str,
+    ids=repr_without_address,
 )
 def test_what_would_do_nothing_as_a_hook_is_refused(register: str, expected: str, hook: Any) -> None:
     """When the app is imported, not in each of its children; and nothing of it stays."""

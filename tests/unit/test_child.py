@@ -6,18 +6,25 @@ import asyncio
 import json
 import math
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fcntl import F_GETPIPE_SZ, fcntl, ioctl
+from termios import FIONREAD
 from typing import Any
 from uuid import UUID
 
 import pytest
+from helpers.until import until
 
-from fastq import child, wire
+from fastq import runner, wire
 from fastq.app import App
-from fastq.channel import memory_file
-from fastq.child import ERROR_CHARS, RESULT_BYTES, TRACEBACK_CHARS, Runner, current_job
-from fastq.errors import Cancel, NoCurrentJob, NonRetryableError, RetryableError, Snooze
+from fastq.channel import INTERRUPT, WORDS, memory_file
+from fastq.ending import ERROR_CHARS, TRACEBACK_CHARS
+from fastq.errors import Cancel, JobTimeout, NoCurrentJob, NonRetryableError, RetryableError, Snooze
 from fastq.outcome import End
+from fastq.runner import RESULT_BYTES, Runner, current_job
 
 TOKEN = UUID(int=9)
 NEVER_SECONDS = float("inf")
@@ -25,7 +32,7 @@ NEVER_SECONDS = float("inf")
 
 def run(function: Callable[..., Any], payload: bytes = b"{}") -> tuple[End, Any]:
     """Run one job and return how it ended and what was said, decoded."""
-    end, body = child.run(child._plain(function), payload)
+    end, body = runner.run(runner._plain(function), payload)
     return end, json.loads(body) if body else None
 
 
@@ -59,7 +66,7 @@ def test_what_a_handler_returns_is_its_result(value: Any) -> None:
 
 def test_none_is_no_result() -> None:
     """Nothing is said of it: most handlers return nothing."""
-    assert child.run(lambda: None, b"{}") == (End.RETURNED, b"")
+    assert runner.run(lambda: None, b"{}") == (End.RETURNED, b"")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +192,7 @@ def inner() -> None:
 def test_a_traceback_begins_with_the_handler() -> None:
     """Our own frames are nobody's business."""
     trace = run(inner)[1]["traceback"]
-    assert ("in inner" in trace, "fastq/child.py" in trace, trace.endswith("ValueError: no\n")) == (True, False, True)
+    assert ("in inner" in trace, "fastq/runner.py" in trace, trace.endswith("ValueError: no\n")) == (True, False, True)
 
 
 @pytest.mark.parametrize("error", [Snooze(1), Cancel("x")])
@@ -279,7 +286,7 @@ def test_null_is_an_argument_too() -> None:
 
 def test_a_payload_is_decoded_from_a_view() -> None:
     """It stands in the middle of a packet."""
-    assert child.run(lambda a: a, memoryview(b'{"a": 5}')) == (End.RETURNED, b"5")
+    assert runner.run(lambda a: a, memoryview(b'{"a": 5}')) == (End.RETURNED, b"5")
 
 
 @pytest.mark.parametrize(
@@ -392,8 +399,8 @@ def pipe() -> Iterator[Pipe]:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no run count as slow because this machine is."""
-    monkeypatch.setattr(child, "SLOW_NS", NEVER_SECONDS)
-    monkeypatch.setattr(child, "GIVE_BACK_NS", NEVER_SECONDS)
+    monkeypatch.setattr(runner, "SLOW_NS", NEVER_SECONDS)
+    monkeypatch.setattr(runner, "GIVE_BACK_NS", NEVER_SECONDS)
 
 
 def run_packet(pipe: Pipe, *payloads: bytes, kind: int = 0, fds: list[int] | None = None, **handlers: Any) -> None:
@@ -404,7 +411,7 @@ def run_packet(pipe: Pipe, *payloads: bytes, kind: int = 0, fds: list[int] | Non
     sizes = [len(payload) for payload in payloads] if fds is None else [10**6]
     data = wire.pack(TOKEN.bytes, kind, 3, range(1, len(sizes) + 1), sizes, b"".join(payloads))
     word = os.memfd_create("word")
-    os.truncate(word, 8)
+    os.truncate(word, WORDS.size)
     Runner(list(app.handlers.values()), pipe.write, word).run_packet(data, fds or [])
     os.close(word)
 
@@ -457,7 +464,7 @@ def test_a_memory_file_is_closed_after_it_was_read(pipe: Pipe) -> None:
 
 def test_after_a_long_run_what_has_not_begun_is_given_back(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that an idle child can run it."""
-    monkeypatch.setattr(child, "GIVE_BACK_NS", 0)
+    monkeypatch.setattr(runner, "GIVE_BACK_NS", 0)
     ran = []
     run_packet(pipe, b"{}", b"{}", b"{}", f=lambda: ran.append(current_job().id))
     assert (ran, pipe.frames()) == ([1], [(1, End.RETURNED, 0), (2, End.UNSTARTED, 0), (3, End.UNSTARTED, 0)])
@@ -465,7 +472,7 @@ def test_after_a_long_run_what_has_not_begun_is_given_back(pipe: Pipe, monkeypat
 
 def test_a_slow_run_is_marked(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs of its kind will travel alone for a while."""
-    monkeypatch.setattr(child, "SLOW_NS", -(10**18))
+    monkeypatch.setattr(runner, "SLOW_NS", -(10**18))
     run_packet(pipe, b"{}", f=lambda: None)
     assert pipe.frames() == [(1, End.RETURNED, wire.SLOW)]
 
@@ -516,7 +523,153 @@ def test_a_coroutine_knows_its_job(pipe: Pipe) -> None:
 
 def test_the_scheduler_knows_this_thread() -> None:
     """Time in the run queue never shrinks."""
-    stat = child.SchedulerStat()
+    stat = runner.SchedulerStat()
     first, second = stat.queued(), stat.queued()
     os.close(stat._fd)
     assert 0 <= first <= second
+
+
+# A run is interrupted.
+
+
+class Overrun:
+    """Jobs that overrun: told so by a thread, as a master would, when the test says that they are far enough."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self.pipe = pipe
+        self.ready = threading.Event()
+        """The run is where it is to be interrupted."""
+        self.told = threading.Event()
+        """It was."""
+        self._over = threading.Event()
+        self._words = os.memfd_create("words")
+        self._main = threading.get_ident()
+        self._written = b""
+        os.truncate(self._words, WORDS.size)
+
+    def run(self, handler: Callable[[], Any], ready: Callable[[], bool] | None = None) -> wire.Frames:
+        """Run job 1 and interrupt it; return all that it has said."""
+        app = App()
+        app.job(kind="f")(handler)
+        thread = threading.Thread(target=self._interrupt, args=(ready or self.ready.is_set,))
+        thread.start()
+        try:
+            job = Runner(list(app.handlers.values()), self.pipe.write, self._words)
+            job.run_packet(wire.pack(TOKEN.bytes, 0, 3, [1], [2], b"{}"), [])
+        finally:
+            self._over.set()
+            thread.join()
+            os.close(self._words)
+        reader = wire.FrameReader()
+        frames = reader.feed(self._written)
+        reader.check()
+        assert not reader.torn
+        return frames
+
+    def _interrupt(self, ready: Callable[[], bool]) -> None:
+        until(ready, "the run to be far enough")
+        os.pwrite(self._words, WORDS.pack(0, 1, 3, wire.Interrupt.TIMEOUT), 0)
+        signal.pthread_kill(self._main, INTERRUPT)
+        self.told.set()
+        until(self._read_all, "the run to end", seconds=60)
+
+    def _read_all(self) -> bool:
+        is_over = self._over.is_set()
+        data = self.pipe.bytes()
+        self._written += data
+        return is_over and not data
+
+
+@pytest.fixture
+def overrun(pipe: Pipe) -> Iterator[Overrun]:
+    """Give what interrupts a run."""
+    before = signal.getsignal(INTERRUPT)
+    yield Overrun(pipe)
+    signal.signal(INTERRUPT, before)
+
+
+@contextmanager
+def noted(seen: list[str], who: str) -> Iterator[None]:
+    """Note who was interrupted."""
+    try:
+        yield
+    except JobTimeout:
+        seen.append(who)
+        raise
+
+
+def test_progress_is_written_whole_when_its_run_overruns(overrun: Overrun) -> None:
+    """JobTimeout waits for the end of the frame: half of one would be the end of the child."""
+
+    def handler() -> None:
+        for number in range(3):
+            current_job().progress(f"{number}" * 60_000)
+        raise AssertionError("it was to be interrupted")
+
+    def is_full() -> bool:
+        waiting = int.from_bytes(ioctl(overrun.pipe.read, FIONREAD, bytes(4)), "little")
+        return waiting > fcntl(overrun.pipe.read, F_GETPIPE_SZ) - 4096
+
+    frames = overrun.run(handler, is_full)
+    assert frames.progress.keys() == {1}
+    assert len(frames.progress[1]) == 60_002
+    assert frames.ends == (End.RAISED,)
+    assert json.loads(frames.bodies[1])["error"].startswith("timeout after")
+
+
+def test_a_coroutine_that_awaits_is_interrupted_there(overrun: Overrun) -> None:
+    """It may catch JobTimeout at its await, and what it makes of its grace counts."""
+
+    async def handler() -> str:
+        asyncio.get_running_loop().call_soon(overrun.ready.set)
+        try:
+            await asyncio.sleep(600)
+        except JobTimeout as error:
+            await asyncio.sleep(0)
+            return str(error)[:13]
+        return "too late"
+
+    frames = overrun.run(handler)
+    assert (frames.ends, frames.bodies) == ((End.RETURNED,), {1: b'"timeout after"'})
+
+
+def test_the_traceback_of_a_coroutine_that_was_interrupted_names_it(overrun: Overrun) -> None:
+    """And the await that took so long; its loop is nobody's business."""
+
+    async def deeper() -> None:
+        await asyncio.sleep(600)
+
+    async def handler() -> None:
+        asyncio.get_running_loop().call_soon(overrun.ready.set)
+        await deeper()
+
+    frames = overrun.run(handler)
+    said = json.loads(frames.bodies[1])
+    assert (frames.ends, said["error"][:13]) == ((End.RAISED,), "timeout after")
+    assert [name for name in ("in handler", "in deeper") if name not in said["traceback"]] == []
+
+
+def test_a_handler_is_interrupted_although_a_task_of_its_own_computes(overrun: Overrun) -> None:
+    """It is the handler that has overrun, and that can put things right; the task is cancelled."""
+    seen: list[str] = []
+
+    async def compute() -> None:
+        with noted(seen, "task"):
+            overrun.ready.set()
+            while not overrun.told.is_set():
+                pass
+            for _ in range(100):  # where the signal may strike a little later
+                await asyncio.sleep(0)
+            await asyncio.sleep(600)
+
+    async def handler() -> str:
+        task = asyncio.create_task(compute())
+        try:
+            with noted(seen, "handler"):
+                await task
+        except JobTimeout:
+            return f"cancelled: {task.cancelled()}"
+        return "too late"
+
+    frames = overrun.run(handler)
+    assert (frames.ends, frames.bodies, seen) == ((End.RETURNED,), {1: b'"cancelled: True"'}, ["handler"])

@@ -46,6 +46,7 @@ def test_what_postgres_refuses_in_any_form_is_not_sent_for_ever() -> None:
         completer = Completer(
             TOKEN, [Kind(name="k")], inflight, Refusing(), lambda event: None,  # type: ignore[arg-type]
             claiming=lambda: None, drop=lambda packet: None, delayed=lambda: None,
+            ended=lambda kind, panics, others: None,
         )  # fmt: skip
         completer.finish(packet)
         with contextlib.suppress(psycopg.Error, Lost, TimeoutError):

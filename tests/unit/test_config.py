@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fastq.config import EMBEDDED, Address, Config, find_database, mask, parse_address
+from fastq.config import EMBEDDED, Address, ChildLimits, Config, find_database, mask, parse_address
 from fastq.errors import ConfigError
 
 
@@ -30,6 +30,14 @@ def test_the_app_is_all_that_must_be_named() -> None:
         ("max_lost: 0, must be 1 to 100", {"max_lost": 0}),
         ("metrics: ('h', 65536), port must be 0 to 65535", {"metrics": ("h", 65536)}),
         ("queues: an empty name", {"queues": ("a", "")}),
+        ("recycle-jobs: -1, must be 0 or more", {"recycle_jobs": -1}),
+        ("recycle-seconds: nan, must be 0 or more", {"recycle_seconds": math.nan}),
+        ("recycle-memory: -1 MiB, must be 0 or more", {"recycle_memory": -1}),
+        ("breaker-pause: 0 s, must be above 0", {"breaker_pause": 0}),
+        ("child-nice: 20, must be -20 to 19", {"limits": ChildLimits(nice=20)}),
+        ("child-files: 63, must be 64 or more", {"limits": ChildLimits(open_files=63)}),
+        ("child-core: -1 MiB, must be 0 or more", {"limits": ChildLimits(core=-1)}),
+        ("child-oom-score: 1001, must be -1000 to 1000", {"limits": ChildLimits(oom_score_adj=1001)}),
     ],
 )
 def test_a_bad_option_is_named_with_what_is_allowed(expected: str, options: dict[str, Any]) -> None:
@@ -57,6 +65,9 @@ def test_all_faults_are_told_at_once() -> None:
         {"poll": 0.05},
         {"metrics": None},
         {"metrics": ("", 0)},
+        {"recycle_jobs": 0, "recycle_seconds": 0, "recycle_memory": 0},
+        {"limits": ChildLimits(nice=-20, open_files=64, core=0, oom_score_adj=-1000)},
+        {"limits": ChildLimits(nice=19, open_files=None, core=None, oom_score_adj=1000)},
     ],
 )
 def test_the_bounds_themselves_are_allowed(options: dict[str, Any]) -> None:

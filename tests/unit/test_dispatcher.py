@@ -16,10 +16,10 @@ import pytest
 
 from fastq import wire
 from fastq.channel import Channel
-from fastq.children import Child, Children, Phase
+from fastq.children import Child, Children, Phase, Press
 from fastq.dispatcher import Dispatcher
 from fastq.inflight import STREAK, Inflight, Pace, Packet
-from fastq.job import NO_LIMITS, Kind, Limits
+from fastq.job import NO_LIMITS, Limits
 from fastq.outcome import End
 
 TOKEN = UUID(int=1)
@@ -43,6 +43,11 @@ class Wire:
     queue: deque[bytes] = field(default_factory=deque)
     reports: deque[bytes] = field(default_factory=deque)
     frames: wire.FrameReader = field(default_factory=wire.FrameReader)
+    stops: list[int] = field(default_factory=list)
+
+    def ask_to_stop(self, job_id: int) -> None:
+        """Note what was said about cancels."""
+        self.stops.append(job_id)
 
     def send(self, packet: bytes, payload: int | None = None) -> bool:
         """Take a packet."""
@@ -63,22 +68,23 @@ class Wire:
 class World:
     """A dispatcher with children on channels that are only lists."""
 
-    def __init__(self, procs: int = 1, *, quick: bool = True, kinds: tuple[Kind, ...] = (Kind(name="k"),)) -> None:
+    def __init__(self, procs: int = 1, *, quick: bool = True, kinds: int = 1) -> None:
         self.children = Children(procs)
         self.inflight = Inflight()
         self.finished: list[Packet] = []
         self.splits: list[list[Packet]] = []
         self.killed: list[str] = []
         self.loading: list[Packet] = []
-        self.paces = [Pace() for _ in kinds]
+        self.paces = [Pace() for _ in range(kinds)]
         for pace in self.paces if quick else ():
             pace.note(STREAK, STREAK * 0.0001)
         self.events: list[Any] = []
         self.told: dict[int, bytes] = {}
         self.dispatcher = Dispatcher(
-            kinds, self.paces, self.children, self.inflight, self.events.append,
+            self.paces, self.children, self.inflight, self.events.append,
             split=self.splits.append, finish=self.finished.append, want=lambda: None,
-            kill=self._kill, load=lambda child, packet: self.loading.append(packet), told=self.told.update,
+            kill=self._kill, refresh=self._refresh, load=lambda child, packet: self.loading.append(packet),
+            told=self.told.update,
         )  # fmt: skip
         for slot in range(procs):
             child = self.children.add(slot, 0)
@@ -87,6 +93,10 @@ class World:
     def _kill(self, child: Child, why: str) -> None:
         child.phase = Phase.LEAVING
         self.killed.append(why)
+
+    def _refresh(self, child: Child) -> None:
+        child.retiring = "fresh"
+        self.children.add(child.slot, 0).channel = Wire()
 
     def claim(self, *packets: Packet) -> None:
         """Bring packets in, as a claim does."""
@@ -185,6 +195,43 @@ def test_a_suspect_waits_for_an_idle_child() -> None:
     assert world.has() == [[2]]
 
 
+def test_a_job_that_has_killed_a_child_waits_for_one_that_has_run_nothing() -> None:
+    """An idle one that has is replaced for it, and goes on with other work meanwhile."""
+    world = World()
+    world.claim(packet(1))
+    world.report(done(1))
+    world.claim(packet(2, deaths=1))
+    assert (world.has(), world.child().retiring) == ([], "fresh")
+    world.claim(packet(3))
+    assert world.has(0) == [[3]]
+    world.child(1).phase = Phase.READY
+    world.dispatcher.feed()
+    assert (world.has(0), world.has(1)) == ([[3]], [[2]])
+
+
+def test_a_child_that_has_run_nothing_is_fresh_enough() -> None:
+    """Nobody is replaced for a job when a fresh child is idle."""
+    world = World(2)
+    world.claim(packet(1))
+    world.report(done(1))
+    world.claim(packet(2, deaths=1))
+    assert ([world.has(slot) for slot in (0, 1)], [child.retiring for child in world.children]) == (
+        [[], [[2]]],
+        [None, None],
+    )
+
+
+def test_only_as_many_children_are_replaced_as_jobs_want_fresh_ones() -> None:
+    """However often the dispatcher looks."""
+    world = World(4)
+    for slot in range(4):
+        world.child(slot).runs = 7
+    world.claim(packet(1, deaths=1), packet(2, deaths=2))
+    for _ in range(3):
+        world.dispatcher.feed()
+    assert [child.retiring for child in world.children] == ["fresh", "fresh", None, None, None, None]
+
+
 def test_what_comes_first_by_priority_is_sent_first() -> None:
     """Strictly, whatever came earlier."""
     world = World()
@@ -193,6 +240,30 @@ def test_what_comes_first_by_priority_is_sent_first() -> None:
     world.dispatcher.held = False
     world.dispatcher.feed()
     assert world.has() == [[2], [1]]
+
+
+def test_a_packet_that_a_child_cannot_run_does_not_keep_it_from_what_is_behind() -> None:
+    """Its version of the app has lost the kind, or never had it; another child may have it."""
+    world = World(2, kinds=2)
+    world.child(0).knows, world.child(1).knows = frozenset({0}), frozenset({0, 1})
+    world.child(1).phase = Phase.STARTING
+    world.claim(packet(1, kind=1), packet(2), packet(3, kind=1), packet(4))
+    assert (world.has(0), world.dispatcher.backlog) == ([[2], [4]], 2)
+    world.child(1).phase = Phase.READY
+    world.dispatcher.feed()
+    assert (world.has(1), world.dispatcher.backlog) == ([[1], [3]], 0)
+
+
+def test_a_kind_that_is_not_run_any_more_is_given_back_by_a_child_that_does_not_know_it() -> None:
+    """Nobody else will, when a reload has lost it; what is behind runs."""
+    world = World(kinds=2)
+    world.child().knows = frozenset({0})
+    world.claim(packet(1, 2, kind=1))
+    assert (world.has(), world.finished) == ([], [])
+    world.dispatcher.withdrawn = frozenset({1})
+    world.claim(packet(3))
+    assert world.has() == [[3]]
+    assert [(p.job_ids, p.ends) for p in world.finished] == [([1, 2], [End.UNSTARTED] * 2)]
 
 
 def test_a_long_payload_is_fetched_first() -> None:
@@ -226,6 +297,32 @@ def test_a_packet_whose_runs_have_all_ended_is_finished() -> None:
     world.claim(packet(1, 2))
     world.report(done(1, 2))
     assert ([(p.job_ids, p.ends) for p in world.finished], world.has()) == ([([1, 2], [0, 0])], [])
+
+
+def test_what_was_done_about_a_run_is_forgotten_when_it_is_reported() -> None:
+    """The next run on this child may be of the same job."""
+    world = World()
+    world.claim(packet(1))
+    world.child().press = Press(1, "cancel", 0)
+    world.report(done(1))
+    assert (world.child().press, world.child().channel.stops) == (None, [0])
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"), [(End.RAISED, End.CANCELLED), (End.RETURNED, End.RETURNED)], ids=["raised", "returned"]
+)
+def test_a_cancel_is_about_one_run(first: End, expected: End) -> None:
+    """However that one ends: the next run of the job fails as any other does."""
+    world = World()
+    for number, end in enumerate((first, End.RAISED), 1):
+        again = packet(1, number=number, attempt=number)
+        world.claim(again)
+        if number == 1:
+            world.dispatcher.cancel({1})
+        world.report(wire.frame(end, 0, 1, 1, 1))
+        world.inflight.remove(again)
+        assert not world.dispatcher.is_cancelled(1)
+    assert [p.ends for p in world.finished] == [[expected], [End.RAISED]]
 
 
 def test_a_child_that_has_reported_gets_the_next_at_once() -> None:

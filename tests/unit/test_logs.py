@@ -21,7 +21,7 @@ KINDS = [event for event in ALL if event is not events.Event]
 
 SAMPLES: dict[str, Any] = {
     "int": 3, "float": 0.5, "str": "words", "Sequence[str]": ["a", "b"], "dict[str, int]": {"DONE": 1},
-    "Sequence[float]": [0.5],
+    "Sequence[float]": [0.5], "bool": True,
 }  # fmt: skip
 
 EVIL = "x\n2026-01-01 00:00:00 ERROR   forged\r\x1b[2J\x00\x07\u2028\u202e\x85\x9b31m"
@@ -91,9 +91,10 @@ def test_the_end_of_a_pause_is_good_news() -> None:
 @pytest.mark.parametrize(
     "event",
     [
-        sample(events.Output, lines=[EVIL]),
+        sample(events.Output, lines=[EVIL], job="thumb #1", left_out=0),
         sample(events.RunFailed, error=EVIL),
         sample(events.DatabaseLost, error=EVIL.replace("\n", " ")),
+        sample(events.ReloadFailed, error=EVIL, traceback=""),
     ],
     ids=lambda event: type(event).__name__,
 )
@@ -106,6 +107,17 @@ def test_every_line_of_output_names_its_child() -> None:
     """None of them can pass for a line of ours."""
     lines = text_of(events.Output(7, ["one", "", "two"])).split("\n")
     assert lines == ["child 7: one", "child 7: ", "child 7: two"]
+
+
+def test_a_line_of_output_names_the_job_that_ran() -> None:
+    """Two jobs of one child are told apart."""
+    assert text_of(events.Output(7, ["one"], "nap #12")) == "child 7 nap #12: one"
+
+
+def test_what_is_left_out_of_a_flood_is_counted() -> None:
+    """After the lines that are there; and when none is, too."""
+    assert text_of(events.Output(7, ["one"], "nap #12", 5)) == "child 7 nap #12: one\nchild 7 nap #12: (5 more lines)"
+    assert text_of(events.Output(7, (), "", 5)) == "child 7: (5 more lines)"
 
 
 def test_what_is_escaped_can_still_be_read() -> None:
@@ -142,40 +154,41 @@ def test_a_silent_event_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_percent_sign_is_only_a_percent_sign(caplog: pytest.LogCaptureFixture) -> None:
     """What is logged is never a format."""
     with caplog.at_level(logging.DEBUG, "fastq"):
-        logs.log(sample(events.Output, lines=["100 %s %d"]))
+        logs.log(events.Output(3, ["100 %s %d"]))
     assert caplog.messages == ["child 3: 100 %s %d"]
 
 
-def written(as_json: bool, log: logging.Logger, capsys: pytest.CaptureFixture[str], event: events.Event) -> str:
+def written(as_json: bool, log: logging.Logger, capfd: pytest.CaptureFixture[str], event: events.Event) -> str:
     """Return what a master would write of an event."""
-    logs.set_up(as_json=as_json)
+    close = logs.set_up(as_json=as_json)
     logs.log(event)
-    return capsys.readouterr().err
+    close()
+    return capfd.readouterr().err
 
 
-def test_a_line_has_time_level_and_message(log: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_has_time_level_and_message(log: logging.Logger, capfd: pytest.CaptureFixture[str]) -> None:
     """In this order."""
-    line = written(False, log, capsys, events.MasterStopping("drain"))
+    line = written(False, log, capfd, events.MasterStopping("drain"))
     assert line[23:] == " INFO    stopping: drain\n"
 
 
-def test_a_json_line_is_an_object(log: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_json_line_is_an_object(log: logging.Logger, capfd: pytest.CaptureFixture[str]) -> None:
     """With the same three, and the logger's name."""
-    fields = json.loads(written(True, log, capsys, events.MasterStopping("drain")))
+    fields = json.loads(written(True, log, capfd, events.MasterStopping("drain")))
     assert (fields.pop("time")[-6:], fields) == (
         "+00:00",
         {"level": "info", "logger": "fastq", "message": "stopping: drain"},
     )
 
 
-def test_an_event_of_many_lines_is_one_json_line(log: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_event_of_many_lines_is_one_json_line(log: logging.Logger, capfd: pytest.CaptureFixture[str]) -> None:
     """Whatever reads the log reads lines."""
-    assert written(True, log, capsys, sample(events.Output, lines=["a", "b"])).count("\n") == 1
+    assert written(True, log, capfd, sample(events.Output, lines=["a", "b"])).count("\n") == 1
 
 
-def test_a_debug_event_is_not_written(log: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_debug_event_is_not_written(log: logging.Logger, capfd: pytest.CaptureFixture[str]) -> None:
     """Births and orderly deaths are of interest to nobody but us."""
-    assert written(False, log, capsys, sample(events.ChildBorn)) == ""
+    assert written(False, log, capfd, sample(events.ChildBorn)) == ""
 
 
 def formatted(message: str, **given: Any) -> dict[str, Any]:
