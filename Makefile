@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench chaos clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -30,6 +30,9 @@ check: $(VENV)/installed ## lint, types, import floors
 
 bench: $(VENV)/installed ## measure the throughput of no-op jobs
 	@$(BIN)/python bench/drain.py
+
+chaos: $(VENV)/installed ## crash thousands of times, and look whether anything is lost, blamed wrongly or grows (CRASHES=10000)
+	@$(BIN)/python tests/chaos/crashes.py $(if $(CRASHES),--crashes $(CRASHES))
 
 clean: ## remove what make has made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
