@@ -123,7 +123,7 @@ def test_daemons_do_not_survive_their_master(
     """M01, (m): nor does anything else of a tree."""
     master = masters.start(app=APP, procs=1)
     client.wait(client.enqueue(trouble.leave_a_tree, str(tmp_path / "notes")), 20)
-    assert len(strangers(masters)) >= 4
+    until(lambda: len(strangers(masters)) >= 4, "the tree to stand")
     master.signal(number)
     master.wait()
     until(lambda: not masters.processes(), "every process to go", seconds=10)
