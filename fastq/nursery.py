@@ -168,6 +168,7 @@ class Nursery:
 
     def _hear_results(self, child: Child) -> None:
         was_ready = child.phase is not Phase.STARTING
+        self._read_output(child)  # what it wrote before it reported belongs to the run it reports
         self._on_results(child)
         if not was_ready and child.phase is Phase.READY:
             self._failures.pop(child.slot, None)

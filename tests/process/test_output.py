@@ -32,7 +32,9 @@ def test_a_line_is_told_with_its_child_and_its_job(
 ) -> None:
     """Two jobs of one child are told apart."""
     master = masters.start(app=APP, procs=1)
-    first, second = client.enqueue(trouble.say, "hello"), client.enqueue(trouble.say, "world")
+    first = client.enqueue(trouble.say, "hello")
+    client.wait(first, 20)
+    second = client.enqueue(trouble.say, "world")
     client.wait(second, 20)
     until(lambda: f"child 0 say #{second}: world" in master.text(), "the second line")
     assert f"child 0 say #{first}: hello" in master.text()
