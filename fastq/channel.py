@@ -5,24 +5,23 @@ queue or has been taken by the child, the kernel arbitrates, and what is still t
 flag is ever set on the child's end: flags live in the open file, which child and master share, and O_NONBLOCK would
 break the child's blocking receive.
 
-Results and output come through pipes. The crash dump is written into a memfd, which survives whatever happens to the
-child. Death is decided by pidfd, never by EOF: a grandchild may hold a pipe open.
+Results (see `report`) and output come through pipes. The crash dump is written into a memfd, which survives whatever
+happens to the child. Death is decided by pidfd, never by EOF: a grandchild may hold a pipe open.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import mmap
 import os
 import signal
 import socket
 import struct
 import sys
 
-from fastq import wire
-
-READ_BYTES = 64 * 1024
-"""One read of a pipe: all that it holds by default."""
+from fastq import report, wire
+from fastq.report import READ_BYTES
 
 OUTPUT_TAIL = 16 * 1024
 """Bytes of a child's output that are kept for the evidence."""
@@ -33,7 +32,9 @@ DUMP_BYTES = 64 * 1024
 
 WORDS = struct.Struct("<qqqq")
 """The memory that a child shares with its master: the job that was cancelled; the job that is interrupted, in which
-attempt, and why."""
+attempt, and why. Behind it stands what the child reports."""
+
+SHARED_BYTES = WORDS.size + report.SHARED_BYTES
 
 INTERRUPT = signal.SIGRTMIN
 """The master's word about the present run; what it says stands in the memory they share."""
@@ -57,11 +58,13 @@ class Channel:
             self.output, self._child_output = _opened(opened, *os.pipe2(os.O_CLOEXEC))
             (self.dump,) = _opened(opened, os.memfd_create("fastq-dump", os.MFD_CLOEXEC))
             (self._words,) = _opened(opened, os.memfd_create("fastq-words", os.MFD_CLOEXEC))
-            os.truncate(self._words, WORDS.size)
+            os.truncate(self._words, SHARED_BYTES)
             opened.pop_all()
         self.jobs.setblocking(False)
         for fd in (self.results, self.output):
             os.set_blocking(fd, False)
+        self._shared = mmap.mmap(self._words, SHARED_BYTES)
+        self._reports = report.Reader(self.results, memoryview(self._shared)[WORDS.size :])
         self.frames = wire.FrameReader()
         self.tail = b""
         self._line = b""
@@ -104,10 +107,7 @@ class Channel:
 
     def read_results(self) -> bytes:
         """Return what the child has reported since, b"" when there is nothing (now, or any more)."""
-        try:
-            return os.read(self.results, READ_BYTES)
-        except BlockingIOError:
-            return b""
+        return self._reports.read()
 
     def read_output(self) -> list[str] | None:
         """Return the lines completed since, None when nothing was written; keep the end of it for the evidence."""
@@ -143,11 +143,11 @@ class Channel:
 
     def ask_to_stop(self, job_id: int) -> None:
         """Tell the child that this job is not wanted any more; its handler may look."""
-        os.pwrite(self._words, struct.pack("<q", job_id), 0)
+        struct.pack_into("<q", self._shared, 0, job_id)
 
     def interrupt(self, job_id: int, attempt: int, why: int) -> None:
         """Say what the signal that follows is about."""
-        os.pwrite(self._words, struct.pack("<qqq", job_id, attempt, why), 8)
+        struct.pack_into("<qqq", self._shared, 8, job_id, attempt, why)
 
     def close(self) -> None:
         """Close everything."""
@@ -155,6 +155,8 @@ class Channel:
             self.handed_over()
         self.jobs.close()
         self._child_jobs.close()
+        self._reports.close()
+        self._shared.close()
         for fd in (self.results, self.output, self.dump, self._words):
             os.close(fd)
 

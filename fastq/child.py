@@ -98,7 +98,7 @@ def live(
         runner = Runner(handlers, results, words, slot)
         for hook in app.start_hooks:
             hook()
-        os.write(results, wire.frame(wire.READY, 0, 0, clock_gettime_ns(CLOCK_BOOTTIME), 0))
+        runner.report.send(wire.frame(wire.READY, 0, 0, clock_gettime_ns(CLOCK_BOOTTIME), 0))
         while True:
             data, fds, _, _ = recv_fds(inbox, wire.PACKET_BYTES, 1)
             if data == wire.LEAVE:

@@ -13,7 +13,6 @@ import os
 import signal
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from os import write  # bound now: a job may patch the module
 from time import CLOCK_BOOTTIME, clock_gettime_ns, time
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -21,9 +20,10 @@ from uuid import UUID
 from setproctitle import setproctitle
 
 from fastq import codec, coroutines, ending, wire
-from fastq.channel import INTERRUPT, WORDS
+from fastq.channel import INTERRUPT, SHARED_BYTES, WORDS
 from fastq.errors import Cancel, InvalidJob, JobTimeout, NoCurrentJob
 from fastq.outcome import End
+from fastq.report import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,6 +34,9 @@ RESULT_BYTES = 1024 * 1024
 """A longer result fails its run: results are for answers, not for files."""
 
 PROGRESS_BYTES = 64 * 1024
+
+HOLD_NS = 2_000_000
+"""What is reported is held back no longer than about this."""
 
 SPAWN_NS = 100_000
 """No run that is shorter has started a process."""
@@ -87,7 +90,7 @@ class CurrentJob:
         global _in_handler  # noqa: PLW0603 - no JobTimeout may strike in the midst of a frame
         _in_handler = False
         try:
-            self._runner.answer(wire.frame(wire.PROGRESS, 0, self.id, 0, 0, body))
+            self._runner.report.send(wire.frame(wire.PROGRESS, 0, self.id, 0, 0, body))
         finally:
             _in_handler = True
         if _early:
@@ -125,10 +128,10 @@ class Runner:
 
     def __init__(self, handlers: Sequence[Handler[..., Any] | None], results: int, words: int, slot: int = 0) -> None:
         self._calls = {n: (h.kind.name, _plain(h.function), h.delay) for n, h in enumerate(handlers) if h}
-        self._words = mmap.mmap(words, WORDS.size, prot=mmap.PROT_READ)
+        self._words = mmap.mmap(words, SHARED_BYTES)
+        self.report = Writer(results, memoryview(self._words)[WORDS.size :])
         self._title = f"fastq: child {slot}"
         self._has_title = False
-        self._results = results
         self._stat = SchedulerStat()
         self._pristine = Surroundings.now()
         self._zombies = 0
@@ -146,6 +149,7 @@ class Runner:
         self._pristine.restore()
         if self._may_have_spawned:
             self._bury()
+        report, last, send_by = self.report, len(packet.job_ids) - 1, clock_gettime_ns(CLOCK_BOOTTIME) + HOLD_NS
         for position, (job_id, payload) in enumerate(zip(packet.job_ids, payloads, strict=True)):
             global _current  # noqa: PLW0603 - there is one job in this process
             _current = (job_id, kind, packet.attempt, token, deadline, self)
@@ -161,13 +165,19 @@ class Runner:
             if elapsed >= SLOW_NS:  # in itself, or because it had to wait for a processor?
                 queued, before = self._stat.queued(), queued
                 flags = wire.SLOW if elapsed - (queued - before) >= SLOW_NS else 0
-            self.answer(wire.frame(end, flags, job_id, started, elapsed, body))
+            frame = wire.frame(end, flags, job_id, started, elapsed, body)
+            if body or position == last or started + elapsed > send_by:
+                report.send(frame)
+                send_by = started + elapsed + HOLD_NS
+            else:
+                report.hold(frame)
             if elapsed >= GIVE_BACK_NS:
                 if self._has_title:
                     setproctitle(f"{self._title} idle")
                     self._has_title = False
                 for unstarted in packet.job_ids[position + 1 :]:
-                    self.answer(wire.frame(End.UNSTARTED, 0, unstarted, started, 0))
+                    report.hold(wire.frame(End.UNSTARTED, 0, unstarted, started, 0))
+                report.send()
                 return
 
     def _bury(self) -> None:
@@ -185,13 +195,13 @@ class Runner:
 
     def cancelled(self) -> int:
         """Return the job that the master wants cancelled; 0 for none."""
-        job_id: int = WORDS.unpack(self._words[:])[0]
+        job_id: int = WORDS.unpack_from(self._words)[0]
         return job_id
 
     def interrupted(self, *_: object) -> None:
         """Do what the master wants done about the present run; nothing when that has ended meanwhile."""
         global _early  # noqa: PLW0603 - there is one job in this process
-        _, job_id, attempt, why = WORDS.unpack(self._words[:])
+        _, job_id, attempt, why = WORDS.unpack_from(self._words)
         if not _in_handler or _current is None or (_current[0], _current[2]) != (job_id, attempt):
             _early = True
             return
@@ -204,12 +214,6 @@ class Runner:
 
     def _elapsed(self) -> float:
         return (clock_gettime_ns(CLOCK_BOOTTIME) - self._started) / 1e9
-
-    def answer(self, frame: bytes) -> None:
-        """Write a frame, all of it."""
-        written = write(self._results, frame)
-        while written < len(frame):
-            written += write(self._results, frame[written:])
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ FLOORS: list[set[str]] = [
     {"retry"},
     {"breaker", "children", "codec", "inflight", "outcome", "wire"},
     {"batch", "unique"},
+    {"report"},
     {
         "app",
         "cgroup",

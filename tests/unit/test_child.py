@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import mmap
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -20,10 +22,11 @@ from helpers.until import until
 
 from fastq import runner, wire
 from fastq.app import App
-from fastq.channel import INTERRUPT, WORDS, memory_file
+from fastq.channel import INTERRUPT, SHARED_BYTES, WORDS, memory_file
 from fastq.ending import ERROR_CHARS, TRACEBACK_CHARS
 from fastq.errors import Cancel, JobTimeout, NoCurrentJob, NonRetryableError, RetryableError, Snooze
 from fastq.outcome import End
+from fastq.report import Reader
 from fastq.runner import RESULT_BYTES, Runner, current_job
 
 TOKEN = UUID(int=9)
@@ -372,6 +375,10 @@ class Pipe:
     def __init__(self) -> None:
         self.read, self.write = os.pipe()
         os.set_blocking(self.read, False)
+        self.words = os.memfd_create("words")
+        os.truncate(self.words, SHARED_BYTES)
+        self._shared = mmap.mmap(self.words, SHARED_BYTES)
+        self._reports = Reader(self.read, memoryview(self._shared)[WORDS.size :])
         self._reader = wire.FrameReader()
 
     def frames(self) -> list[tuple[int, int, int]]:
@@ -381,10 +388,14 @@ class Pipe:
 
     def bytes(self) -> bytes:
         """Return what came since."""
-        try:
-            return os.read(self.read, 1 << 16)
-        except BlockingIOError:
-            return b""
+        return self._reports.read()
+
+    def close(self) -> None:
+        """Close everything."""
+        self._reports.close()
+        self._shared.close()
+        for fd in (self.read, self.write, self.words):
+            os.close(fd)
 
 
 @pytest.fixture
@@ -392,8 +403,7 @@ def pipe() -> Iterator[Pipe]:
     """Give a result pipe."""
     pipe = Pipe()
     yield pipe
-    os.close(pipe.read)
-    os.close(pipe.write)
+    pipe.close()
 
 
 @pytest.fixture(autouse=True)
@@ -410,10 +420,7 @@ def run_packet(pipe: Pipe, *payloads: bytes, kind: int = 0, fds: list[int] | Non
         app.job(kind=name)(function)
     sizes = [len(payload) for payload in payloads] if fds is None else [10**6]
     data = wire.pack(TOKEN.bytes, kind, 3, range(1, len(sizes) + 1), sizes, b"".join(payloads))
-    word = os.memfd_create("word")
-    os.truncate(word, WORDS.size)
-    Runner(list(app.handlers.values()), pipe.write, word).run_packet(data, fds or [])
-    os.close(word)
+    Runner(list(app.handlers.values()), pipe.write, pipe.words).run_packet(data, fds or [])
 
 
 def test_every_job_of_a_packet_is_answered_for_in_order(pipe: Pipe) -> None:
@@ -428,11 +435,29 @@ def test_a_payload_that_cannot_be_decoded_fails_only_its_own_job(pipe: Pipe) -> 
     assert [end for _, end, _ in pipe.frames()] == [End.RETURNED, End.NON_RETRYABLE, End.RETURNED]
 
 
-def test_a_job_is_answered_for_before_the_next_begins(pipe: Pipe) -> None:
-    """So the master always knows which job was running when a child died."""
+@pytest.mark.parametrize("hold", [0, NEVER_SECONDS], ids=["sent", "held"])
+def test_a_job_is_answered_for_before_the_next_begins(pipe: Pipe, hold: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the master always knows which job was running when a child died, whether it was told or has to look."""
+    monkeypatch.setattr(runner, "HOLD_NS", hold)
     seen = []
     run_packet(pipe, b"{}", b"{}", f=lambda: seen.append([job for job, _, _ in pipe.frames()]))
     assert seen == [[], [1]]
+
+
+def test_what_quick_runs_report_is_sent_once(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of their packet: each write to the pipe would wake the master."""
+    monkeypatch.setattr(runner, "HOLD_NS", NEVER_SECONDS)
+    seen = []
+    run_packet(pipe, b"{}", b"{}", b"{}", f=lambda: seen.append(select.select([pipe.read], [], [], 0)[0]))
+    assert (seen, len(pipe.frames())) == ([[], [], []], 3)
+
+
+def test_a_result_is_sent_with_all_that_was_held_before_it(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipe is read in order."""
+    monkeypatch.setattr(runner, "HOLD_NS", NEVER_SECONDS)
+    answers = iter([None, 1, None])
+    run_packet(pipe, b"{}", b"{}", b"{}", f=lambda: next(answers))
+    assert [job for job, _, _ in pipe.frames()] == [1, 2, 3]
 
 
 def test_the_kind_of_a_packet_is_its_place_in_the_manifest(pipe: Pipe) -> None:
@@ -542,10 +567,8 @@ class Overrun:
         self.told = threading.Event()
         """It was."""
         self._over = threading.Event()
-        self._words = os.memfd_create("words")
         self._main = threading.get_ident()
         self._written = b""
-        os.truncate(self._words, WORDS.size)
 
     def run(self, handler: Callable[[], Any], ready: Callable[[], bool] | None = None) -> wire.Frames:
         """Run job 1 and interrupt it; return all that it has said."""
@@ -554,12 +577,11 @@ class Overrun:
         thread = threading.Thread(target=self._interrupt, args=(ready or self.ready.is_set,))
         thread.start()
         try:
-            job = Runner(list(app.handlers.values()), self.pipe.write, self._words)
+            job = Runner(list(app.handlers.values()), self.pipe.write, self.pipe.words)
             job.run_packet(wire.pack(TOKEN.bytes, 0, 3, [1], [2], b"{}"), [])
         finally:
             self._over.set()
             thread.join()
-            os.close(self._words)
         reader = wire.FrameReader()
         frames = reader.feed(self._written)
         reader.check()
@@ -568,7 +590,7 @@ class Overrun:
 
     def _interrupt(self, ready: Callable[[], bool]) -> None:
         until(ready, "the run to be far enough")
-        os.pwrite(self._words, WORDS.pack(0, 1, 3, wire.Interrupt.TIMEOUT), 0)
+        os.pwrite(self.pipe.words, WORDS.pack(0, 1, 3, wire.Interrupt.TIMEOUT), 0)
         signal.pthread_kill(self._main, INTERRUPT)
         self.told.set()
         until(self._read_all, "the run to end", seconds=60)
