@@ -4,10 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check bench chaos clean
+.PHONY: help demo test check bench bench-peers chaos clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fastq needs Python 3.11 or newer; say make PYTHON=/path/to/one"; exit 1; }
@@ -28,8 +28,15 @@ check: $(VENV)/installed ## lint, types, import floors
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/contract
 
-bench: $(VENV)/installed ## measure the throughput of no-op jobs
-	@$(BIN)/python bench/drain.py
+$(VENV)/bench: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
+bench: $(VENV)/bench ## measure (BENCH="drain compare" chooses, ARGS="--repeats 5" passes on; bench/README.md)
+	@$(BIN)/python -m bench $(or $(BENCH),drain limit cost latency enqueue crash compare) $(ARGS)
+
+bench-peers: $(VENV)/bench ## install the systems that fastq is compared with, each into an environment of its own
+	@$(BIN)/python -m bench peers
 
 chaos: $(VENV)/installed ## crash thousands of times, and look whether anything is lost, blamed wrongly or grows (CRASHES=10000)
 	@$(BIN)/python tests/chaos/crashes.py $(if $(CRASHES),--crashes $(CRASHES))

@@ -1,0 +1,36 @@
+"""The benchmarks run, at a tiny size, so that none of them rots. What they measure then means nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+CASES = {
+    "drain": "no-op, 100 B",
+    "enqueue": "enqueue_many, all in a call",
+    "crash": "fastq, 1 % segfaults",
+    "scale": "masters 2",
+    "limit": "limit",
+    **dict.fromkeys(("compare", "cost", "latency", "steady", "pinned"), "fastq"),
+}
+"""By benchmark: the case that is run."""
+
+
+def test_the_benchmarks_run(server: str, tmp_path: Path) -> None:
+    """Each measures what it says, prints it, and writes it down."""
+    tiny = ("--jobs", "200", "--repeats", "1", "--procs", "2", "--seconds", "1.5", "--peers", "", "--dsn", server)
+    where = ("--only", "|".join(CASES.values()), "--results", tmp_path)
+    command = (sys.executable, "-m", "bench", *CASES, *tiny, *where)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    for name, case in CASES.items():
+        said = json.loads((tmp_path / f"{name}.json").read_text())
+        (figures,) = said["runs"][case]
+        assert all(map(math.isfinite, figures.values())), (name, figures)
+        assert next(iter(figures.values())) > 0, (name, figures)
+        assert said["title"] in done.stdout
