@@ -14,18 +14,22 @@ from bench.systems import FASTQ
 
 if TYPE_CHECKING:
     from bench.report import Figures, Report
+    from bench.server import Database
     from bench.systems import Running
 
-ROLES = (("INTO fastq.lease", "claim"), ("DELETE FROM fastq.lease", "outcome"), ("LISTEN", "listen"))
-"""By what its last query has in it, what a master's connection is for; else it is the heartbeat's."""
+ROLES = {"DELETE FROM fastq.lease": "outcome", "FROM fastq.ready": "claim"}
+"""By what the first kilobyte of a statement has in it, the first of these, which backend of a master it is."""
+
+NAMED = ("walwriter", "checkpointer", "background writer")
+"""Processes of the server that are told of; the others are summed up."""
 
 TRACKED = {"shared_preload_libraries": "pg_stat_statements", "pg_stat_statements.track": "all"}
 
 STATEMENTS = """
-SELECT left(regexp_replace(regexp_replace(query, '^WITH me .*', 'claim'), '\\s+', ' ', 'g'), 44), calls, rows,
+SELECT left(regexp_replace(query, '\\s+', ' ', 'g'), 60), calls, rows,
        total_exec_time * 1000, wal_bytes::float8
 FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid AND d.datname = current_database()
-WHERE toplevel AND query NOT ILIKE '%%pg_stat%%' ORDER BY total_exec_time DESC LIMIT 8
+WHERE toplevel AND query NOT ILIKE '%pg_stat%' ORDER BY total_exec_time DESC LIMIT 8
 """
 
 
@@ -50,36 +54,55 @@ def _cost(bench: Bench) -> Figures:
         full = database.wal()
         running.start()
         running.wait_first()
+        roles: dict[int, str] = {}
         begun, used = time.perf_counter(), _used(running)
-        running.wait_over()
+        database.until(FASTQ.left, alive=lambda: _find_roles(database, roles))
         seconds = time.perf_counter() - begun
-        costs = {name: (value - used.get(name, 0.0)) / bench.jobs * 1e6 for name, value in _used(running).items()}
-        costs["Postgres, others"] = costs.pop("server") - sum(
-            cost for name, cost in costs.items() if name.startswith("Postgres")
-        )
+        costs = _named({name: value - used.get(name, 0.0) for name, value in _used(running).items()}, roles)
         drained = database.wal()
         sizes = _memory(running)
     return {
         RATE: bench.jobs / seconds,
-        "µs all": sum(costs.values()),
-        **{f"µs {name}": cost for name, cost in sorted(costs.items())},
+        "µs all": sum(costs.values()) / bench.jobs * 1e6,
+        **{f"µs {name}": cost / bench.jobs * 1e6 for name, cost in costs.items()},
+        "cores used": sum(costs.values()) / seconds,
         "B WAL a job": (drained - empty) / bench.jobs,
         "of it enqueue": (full - empty) / bench.jobs,
         **sizes,
     }
 
 
-def _used(running: Running) -> dict[str, float]:
-    """Return the seconds of CPU of each process of a master and of each of Postgres that is of interest."""
+def _find_roles(database: Database, roles: dict[int, str]) -> None:
+    """Learn from what they do just now which backend is for what, until that is known."""
+    if len(roles) < len(ROLES):
+        for pid, (_, query) in database.backends().items():
+            if pid not in roles and (found := next((role for part, role in ROLES.items() if part in query), None)):
+                roles[pid] = found
+
+
+def _used(running: Running) -> dict[str | tuple[str, int], float]:
+    """Return the seconds of CPU of each process of a master and of the server, these by name and pid."""
     (master,) = running.workers
     (template,) = cpu.children(master.pid)
-    used = {"master": cpu.used(master.pid), "template": cpu.used(template)}
+    used: dict[str | tuple[str, int], float] = {"master": cpu.used(master.pid), "template": cpu.used(template)}
     used["children"] = cpu.used_by_tree(template) - used["template"]
     database: Any = running.store
-    for pid, (name, query) in database.backends().items():
-        role = next((role for part, role in ROLES if part in query), "heartbeat") if name == "fastq-master" else name
-        used[f"Postgres, {role}"] = used.get(f"Postgres, {role}", 0.0) + cpu.used(pid)
+    used |= {(name, pid): cpu.used(pid) for pid, (name, _) in database.backends().items()}
     return used | {"server": database.cpu()}
+
+
+def _named(used: dict[str | tuple[str, int], float], roles: dict[int, str]) -> dict[str, float]:
+    """Sum up by what processes are; what the server has used beside is mostly autovacuum's."""
+    costs = {name: used[name] for name in ("master", "template", "children")}
+    rest = used["server"]
+    for key, value in used.items():
+        if isinstance(key, tuple):
+            name, pid = key
+            role = roles.get(pid, "heartbeat, listener") if name == "fastq-master" else name
+            if name == "fastq-master" or name in NAMED:
+                costs[f"Postgres: {role}"] = costs.get(f"Postgres: {role}", 0.0) + value
+                rest -= value
+    return {**costs, "Postgres: autovacuum and others": max(0.0, rest)}
 
 
 def _memory(running: Running) -> Figures:
@@ -109,9 +132,9 @@ def _statements(bench: Bench, report: Report) -> None:
         running.wait_first()
         running.wait_over()
         rows = database.connection.execute(STATEMENTS).fetchall()
-    report.notes.append(f"{'statement':<46}{'calls a job':>12}{'rows a call':>12}{'µs a job':>10}{'B WAL a job':>12}")
+    report.notes.append(f"{'statement':<62}{'calls a job':>12}{'rows a call':>12}{'µs a job':>10}{'B WAL a job':>12}")
     for query, calls, returned, micros, wal in rows:
         report.notes.append(
-            f"{query:<46}{calls / bench.jobs:>12.5f}{returned / calls:>12.1f}{micros / bench.jobs:>10.2f}{wal / bench.jobs:>12.1f}"
+            f"{query:<62}{calls / bench.jobs:>12.5f}{returned / calls:>12.1f}{micros / bench.jobs:>10.2f}{wal / bench.jobs:>12.1f}"
         )
     report.settings["statements a job"] = sum(calls for _, calls, *_ in rows) / bench.jobs

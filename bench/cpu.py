@@ -7,11 +7,18 @@ has used counts on after its end, once its parent has waited for it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 from pathlib import Path
 
 TICK = os.sysconf("SC_CLK_TCK")
 CORES = len(os.sched_getaffinity(0))
+
+
+def end_with_us() -> None:
+    """Ask, in a process that is about to be started, for a SIGTERM when the benchmark dies, however it dies."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)  # 1 is PR_SET_PDEATHSIG
 
 
 def parent(pid: int) -> int:
@@ -44,6 +51,12 @@ def tree(pid: int) -> list[int]:
 def used_by_tree(pid: int) -> float:
     """Return the seconds of CPU of a process and of all that descend from it, those that have ended included."""
     return sum(used(member, reaped=True) for member in tree(pid))
+
+
+def machine() -> tuple[float, float]:
+    """Return the seconds of CPU that the whole machine has used since its start, and those that its host has kept back."""
+    user, nice, system, _, _, irq, softirq, steal = (int(n) / TICK for n in Path("/proc/stat").read_text().split()[1:9])
+    return user + nice + system + irq + softirq, steal
 
 
 def memory(pid: int) -> tuple[float, float]:

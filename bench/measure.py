@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cpu import CORES
+from bench import cpu
 from bench.report import Report
 from bench.server import Database, Postgres, Redis
 from bench.systems import FASTQ, SYSTEMS, Running, System
@@ -84,10 +84,6 @@ class Bench:
                     found.append(SYSTEMS[name])
         return found
 
-    def with_jobs(self, jobs: int) -> Bench:
-        """Return the same with another number of jobs."""
-        return replace(self, jobs=jobs)
-
     @contextmanager
     def running(self, system: System, **environ: str) -> Iterator[Running]:
         """Give a system on a fresh store."""
@@ -103,7 +99,7 @@ class Bench:
 
     def procs_of(self, system: System) -> int:
         """Return how many processes run jobs: for peers as many as there are cores, which is what suits them best."""
-        return self.procs if system is FASTQ else CORES
+        return self.procs if system is FASTQ else cpu.CORES
 
 
 def drain(
@@ -123,13 +119,18 @@ def drain(
         full = running.store.wal()
         running.start(*options, copies=copies)
         running.wait_first()
-        begun, used = time.perf_counter(), running.cpu()
+        machine, used, begun = cpu.machine(), running.cpu(), time.perf_counter()
         running.wait_over()
         seconds = time.perf_counter() - begun
-        costs = {name: (value - used[name]) / jobs * 1e6 for name, value in running.cpu().items()}
+        costs = {name: value - used[name] for name, value in running.cpu().items()}
+        busy, stolen = (now - then for now, then in zip(cpu.machine(), machine, strict=True))
         written = running.store.wal()
         seen = look(running, jobs) if look else {}
-    figures = {RATE: jobs / seconds, CPU: sum(costs.values()), **{f"µs {name}": cost for name, cost in costs.items()}}
+    total = sum(costs.values())
+    figures = {RATE: jobs / seconds, CPU: total / jobs * 1e6}
+    figures |= {f"µs {name}": cost / jobs * 1e6 for name, cost in costs.items()}
+    cores = {"cores used": total, "by others": max(0.0, busy - total), "stolen": stolen}
+    figures |= {name: used / seconds for name, used in cores.items()}
     if written:
         figures["B WAL a job"] = (written - empty) / jobs
         figures["of it enqueue"] = (full - empty) / jobs

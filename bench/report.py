@@ -79,6 +79,8 @@ class Report:
         table = [["", *names]]
         for case, runs in self.runs.items():
             table.append([case, *(_cell([run[name] for run in runs if name in run]) for name in names)])
+        if len(table) == 2:  # many figures of one case stand better below each other
+            table = [list(row) for row in zip(*table, strict=True)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         print(f"\n{self.title}")
         for first, *rest in table:

