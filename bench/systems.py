@@ -17,9 +17,10 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self, cast
 
 from bench import cpu
+from fastq import schema
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -205,7 +206,10 @@ class Running:
     def __enter__(self) -> Self:
         self.output: IO[bytes] = self._exits.enter_context(self.log.open("ab"))
         try:
-            self._run("setup")
+            if self.system is FASTQ:
+                schema.migrate(cast("Database", self.store).connection)
+            else:
+                self._run("setup")
         except BaseException:
             self._exits.close()
             raise

@@ -1,16 +1,9 @@
-"""fastq, enqueued as its documentation says. Its work is done by fastq-master itself."""
+"""fastq, enqueued as its documentation says. The schema is made beforehand, the work is done by fastq-master itself."""
 
 from handler import TEXT, main, numbers, said, trickle
 
 import fastq
 from bench.jobs import noop
-from fastq import schema
-from fastq.database import Database
-
-
-def setup() -> None:
-    with Database(None) as database, database.connect() as connection:
-        schema.migrate(connection)
 
 
 def feed() -> None:
@@ -25,4 +18,4 @@ def drip() -> None:
         trickle(lambda n: client.enqueue(noop, n, TEXT))
 
 
-main(setup=setup, feed=feed, trickle=drip)
+main(feed=feed, trickle=drip)
