@@ -109,7 +109,7 @@ PEERS = (
     System(
         name="graphile-worker",
         driver="graphile_worker.mjs",
-        needs=("graphile-worker",),
+        needs=("graphile-worker@0.18.0",),
         copies=2,  # on two cores: 1 has 0.6 of their throughput, 3 have 0.8
         left="SELECT (SELECT id FROM graphile_worker._private_jobs ORDER BY id DESC LIMIT 1) IS NULL",
         ended=_counter("n_tup_del", "graphile_worker", "_private_jobs"),
@@ -117,7 +117,7 @@ PEERS = (
     System(
         name="pg-boss",
         driver="pgboss.mjs",
-        needs=("pg-boss",),
+        needs=("pg-boss@12.38.0",),
         share=0.5,
         left="SELECT CASE WHEN EXISTS (SELECT FROM pgboss.job WHERE name = 'noop' AND state < 'active') THEN false"
         " ELSE NOT EXISTS (SELECT FROM pgboss.job WHERE name = 'noop' AND state = 'active') END",
@@ -173,6 +173,7 @@ PEERS = (
     ),
 )
 
+# With names alone npm takes older ones where its Node is older than they wish, though these run with Node 20 as well.
 JS = [need for system in PEERS if system.is_node for need in system.needs]
 SYSTEMS = {system.name: system for system in (FASTQ, *PEERS)}
 
