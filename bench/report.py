@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import cpu
+from bench.systems import SYSTEMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+PEERS = {*SYSTEMS} - {"fastq"}
 
 Figures = dict[str, float]
 
@@ -40,10 +43,22 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def interleave(self, cases: Mapping[str, Callable[[], Figures]], repeats: int) -> None:
-        """Run each case so many times, in rounds of one each; say every figure when it is there."""
+        """Run each case so many times, in rounds of one each; say every figure when it is there.
+
+        A peer that fails is left out from then on, with a word of why; fastq may not fail.
+        """
+        left = dict(cases)
         for _ in range(repeats):
-            for case, run in cases.items():
-                figures = run()
+            for case, run in list(left.items()):
+                try:
+                    figures = run()
+                except (RuntimeError, TimeoutError) as error:
+                    if case.partition(",")[0] not in PEERS:
+                        raise
+                    del left[case]
+                    self.notes.append(f"{case} is left out: {str(error).strip().splitlines()[-1]}")
+                    print(f"  {case} is left out: {error}", flush=True)
+                    continue
                 self.runs[case].append(figures)
                 print(
                     f"  {case:<26} " + "   ".join(f"{show(value)} {name}" for name, value in figures.items()),
