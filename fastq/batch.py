@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -43,6 +44,10 @@ class Written:
 PLAIN = Written(DONE)
 
 
+class Longs(list[int]):
+    """A column of numbers of eight bytes, so many that it pays to encode them all at once (see `fastq.store`)."""
+
+
 class Batch:
     """Packets whose outcomes are written together."""
 
@@ -56,19 +61,18 @@ class Batch:
 
     def parameters(self) -> dict[str, Any]:
         """Return the columns as end_runs.sql takes them: flat, and None where nothing is special in the whole batch."""
-        packets, now = self.packets, self._now
+        packets = self.packets
         firsts, first = [], 1
         for packet in packets:
             firsts.append(first)
             first += len(packet.job_ids)
-        started = ((now - began) // 1000 if began != NEVER else NEVER for packet in packets for began in packet.started)
-        elapsed = (took // 1000 for packet in packets for took in packet.elapsed)
         return {
             "tokens": [packet.token for packet in packets],
             "numbers": [packet.number for packet in packets],
             "firsts": firsts,
-            "started": "{" + ",".join(map(str, started)) + "}",
-            "elapsed": "{" + ",".join(map(str, elapsed)) + "}",
+            "now": self._now,
+            "started": Longs(chain.from_iterable(packet.started for packet in packets)),
+            "elapsed": Longs(chain.from_iterable(packet.elapsed for packet in packets)),
             **self._special_columns(),
         }
 
@@ -167,8 +171,9 @@ def release(leases: Sequence[tuple[Any, int, int]]) -> dict[str, Any]:
         "tokens": [token for token, _, _ in leases],
         "numbers": [number for _, number, _ in leases],
         "firsts": [1 + sum(n for _, _, n in leases[:place]) for place in range(len(leases))],
-        "started": [NEVER] * jobs,
-        "elapsed": [0] * jobs,
+        "now": 0,
+        "started": Longs([NEVER] * jobs),
+        "elapsed": Longs([0] * jobs),
         "nexts": [int(Next.READY)] * jobs,
         "outcomes": [""] * jobs,
         **dict.fromkeys(("delays", "errors", "evidences", "results")),

@@ -216,13 +216,12 @@ class Completer:
         self.released += counts.get("RELEASED", 0)
         self.finished += sum(counts.get(outcome, 0) for outcome in FINAL)
         claimed = packet.claimed_at
-        ran = [began != NEVER for began in packet.started]
-        waits = [wait + (began - claimed) / 1e9 for wait, began in zip(packet.waits, packet.started, strict=True)]
-        self._emit(
-            RunsEnded(
-                kind, counts, list(compress((took / 1e9 for took in packet.elapsed), ran)), list(compress(waits, ran))
-            )
-        )
+        runs = [took * 1e-9 for took in packet.elapsed]
+        waits = [wait + (began - claimed) * 1e-9 for wait, began in zip(packet.waits, packet.started, strict=True)]
+        if NEVER in packet.started:
+            ran = [began != NEVER for began in packet.started]
+            runs, waits = list(compress(runs, ran)), list(compress(waits, ran))
+        self._emit(RunsEnded(kind, counts, runs, waits))
         for job_id, row in batch.failures(packet):
             self._emit(RunFailed(job_id, kind, packet.attempt, row.name, row.error or ""))
         return counts

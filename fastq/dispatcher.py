@@ -35,6 +35,9 @@ PREFETCH_SECONDS = 0.2
 HELD_JOBS = 4000
 """We hold no more than this, however fast the jobs."""
 
+HELD_PACKETS = 4
+"""Nor do we hold more packets than this for each child: what is claimed later may travel in larger ones."""
+
 STUCK_NS = 5_000_000
 """A packet ahead is taken back for an idle child when the one before it has made no progress for this long."""
 
@@ -90,7 +93,10 @@ class Dispatcher:
         if self._draining or self.held:
             return 0
         held, ready = self._inflight.jobs, sum(child.phase is Phase.READY for child in self._children)
-        target = min(HELD_JOBS, int(PREFETCH_SECONDS * ready / self._mean()))
+        paces = self._at_work()
+        mean = max((pace.mean for pace in paces), default=0.05)
+        size = max((pace.packet_size() for pace in paces), default=1)
+        target = min(HELD_JOBS, int(PREFETCH_SECONDS * ready / mean), HELD_PACKETS * ready * size)
         if held <= target * 3 // 4:
             return max(target - held, self.idle() - self._waiting)
         return self.idle() - self._waiting
@@ -109,10 +115,10 @@ class Dispatcher:
         waiting = any(packet.is_suspect for queue in self._backlog for packet in queue)
         return self.idle() or (0 if waiting else 1)
 
-    def _mean(self) -> float:
-        """Return the mean run time of the kinds that are at work now; of all, when none is."""
-        kinds = {packet.kind for child in self._children for packet in child.packets} or range(len(self._paces))
-        return max((self._paces[kind].mean for kind in kinds), default=0.05)
+    def _at_work(self) -> Sequence[Pace]:
+        """Return how fast the kinds are that are at work now; all, when none is."""
+        kinds = {packet.kind for child in self._children for packet in child.packets}
+        return [self._paces[kind] for kind in kinds] if kinds else self._paces
 
     # Work comes in.
 

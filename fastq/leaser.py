@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fastq.job import Kind
     from fastq.store import Connection
 
-CLAIM_JOBS = 500
+CLAIM_JOBS = 1000
 """Jobs in one claim at most: beyond it a claim gets no cheaper per job, only later."""
 
 FRONT = -(2**63)
@@ -192,10 +192,10 @@ class Leaser:
                 marks=[FRONT if from_front else self._marks[lane] for lane in lanes],
                 caps=caps,
                 kinds=list(numbers),
-                weights=[1000 // self._paces[number].packet_size() for number in served],
+                packets=[self._paces[number].packet_size() for number in served],
                 want=want,
             )
-            packets = [self._packet(row, numbers, self.token) for row in rows]
+            packets = self._packets(rows, numbers, self.token)
             self._inflight.add(packets)
         finally:
             self.token = None
@@ -214,13 +214,21 @@ class Leaser:
             lanes += queues[start:] + queues[:start]
         return lanes
 
-    def _packet(self, row: TupleRow, numbers: dict[str, int], token: UUID) -> Packet:
-        number, queue, lane, kind, attempt, lost, deaths, mark, job_ids, sizes, waits, body, limits, now = row
-        self._marks[queue, lane] = max(mark, self._marks.get((queue, lane), FRONT))
-        return Packet(
-            token, number, numbers[kind], attempt, lost, deaths, job_ids, sizes, waits, body or b"",
-            clock_gettime_ns(CLOCK_BOOTTIME), _limits(limits, now) if limits else NO_LIMITS, lane % SUSPECT,
-        )  # fmt: skip
+    def _packets(self, rows: Sequence[TupleRow], numbers: dict[str, int], token: UUID) -> list[Packet]:
+        packets, claimed_at = [], clock_gettime_ns(CLOCK_BOOTTIME)
+        bodies: dict[int, bytes] = {}
+        for row in rows:
+            number, queue, lane, kind, attempt, lost, deaths, mark, job_ids, sizes, waits, alike, body, limits, now = (
+                row
+            )
+            self._marks[queue, lane] = max(mark, self._marks.get((queue, lane), FRONT))
+            rest, size = body or bodies.get(alike, b""), sum(sizes)
+            bodies[alike] = rest[size:]
+            packets.append(Packet(
+                token, number, numbers[kind], attempt, lost, deaths, job_ids, sizes, waits, rest[:size],
+                claimed_at, _limits(limits, now) if limits else NO_LIMITS, lane % SUSPECT,
+            ))  # fmt: skip
+        return packets
 
     async def _fall_asleep(self) -> None:
         """Ask for a NOTIFY. What was enqueued while we asked is found by the quick polls that follow."""

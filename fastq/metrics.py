@@ -43,10 +43,16 @@ class Histogram:
         self.sum = 0.0
 
     def observe_all(self, values: Sequence[float]) -> None:
-        """Take values in."""
+        """Take values in; most often all of them fall into the same bucket."""
+        if not values:
+            return
         bounds, counts = self._bounds, self.counts
-        for value in values:
-            counts[bisect_left(bounds, value)] += 1
+        first, last = bisect_left(bounds, min(values)), bisect_left(bounds, max(values))
+        if first == last:
+            counts[first] += len(values)
+        else:
+            for value in values:
+                counts[bisect_left(bounds, value, first, last)] += 1
         self.sum += sum(values)
 
     def buckets(self) -> list[tuple[str, float]]:

@@ -13,12 +13,17 @@ import os
 import random
 import re
 import socket
+import struct
+from functools import lru_cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from psycopg.adapt import Dumper
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import Format
 
+from fastq.batch import Longs
 from fastq.errors import DatabaseError
 from fastq.events import DatabaseBack, DatabaseLost
 from fastq.text import one_line
@@ -36,6 +41,7 @@ SETTINGS = (
     # The tables swing between empty and a million rows; with plain index plans no statistics can be wrong.
     "enable_seqscan=off",
     "enable_bitmapscan=off",
+    "enable_sort=off",
     "plan_cache_mode=force_generic_plan",
     "jit=off",
     # Whatever the site's defaults are, these are what the statements were written for.
@@ -79,6 +85,30 @@ def master_conninfo(dsn: str, name: str) -> str:
     return make_conninfo(
         **{**KEEPALIVE, "application_name": name, **given, "options": options.strip(), "client_encoding": "UTF8"}
     )
+
+
+class LongsDumper(Dumper):
+    """Encodes a column of numbers at a fifth of what it costs one by one."""
+
+    oid = psycopg.adapters.types["int8"].array_oid
+    format = Format.BINARY
+
+    def dump(self, obj: Longs) -> bytes:
+        """Return the array as Postgres receives it: a header, and a length before each number."""
+        n = len(obj)
+        if not n:
+            return struct.pack(">iiI", 0, 0, _INT8)
+        fields = [8] * (2 * n)
+        fields[1::2] = obj
+        return struct.pack(">iiIii", 1, 0, _INT8, n, 1) + _longs(n).pack(*fields)
+
+
+_INT8 = psycopg.adapters.types["int8"].oid
+
+
+@lru_cache(256)
+def _longs(n: int) -> struct.Struct:
+    return struct.Struct(">" + "iq" * n)
 
 
 class Connection:
@@ -139,6 +169,7 @@ class Connection:
         except (psycopg.Error, DatabaseError, OSError) as error:
             await self._drop(error)
             raise Lost(f"{self.name}: {error}") from error
+        self._connection.adapters.register_dumper(Longs, LongsDumper)
         self._cursor = self._connection.cursor(binary=True)
         if self._failures:
             self._failures = 0

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PACKET_BYTES = 160 * 1024
-"""No packet is larger: a SEQPACKET socket takes 208 KiB by default. The claim's weights keep within it."""
+"""No packet is larger: a SEQPACKET socket takes 208 KiB by default. claim.sql keeps within it."""
 
 INLINE_BYTES = 32 * 1024
 """A longer payload travels in a memfd beside its packet. Stands in claim.sql as well."""

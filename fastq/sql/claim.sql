@@ -1,42 +1,46 @@
 -- Takes ready jobs into packets, each with a lease row of its own, and returns them as the master sends them on.
 --
 -- A lane is a queue and a priority; lanes are tried in the order given, each from the last position seen in it (mark)
--- and at most so many jobs (cap). A packet holds jobs of one lane, kind and attempt; a kind's weight is how many
--- thousandths of a packet one job fills. Payloads weigh in as well, so that no packet outgrows its socket, and a suspect,
--- a big payload or a job with limits of its own travels alone.
+-- and at most so many jobs (cap). A packet holds jobs that are alike: of one lane, kind and attempt, with payloads of one
+-- class of sizes; as many as their kind allows, and no more than fit into its socket. A suspect, a big payload or a job
+-- with limits of its own travels alone. The payloads of all that are alike come with their first packet.
+-- Nothing is sorted that could be hashed (enable_sort=off): so jobs stay in the order in which they were picked.
 -- Locks: the own worker row FOR KEY SHARE (a revocation waits for us, or we claim nothing), ready rows SKIP LOCKED.
 -- Index: ready_lane. The ctids go through an array, so that exactly those rows are deleted, whatever the plan.
 WITH me AS MATERIALIZED (
     SELECT FROM fastq.worker WHERE id = %(worker)s AND NOT revoked FOR KEY SHARE
 ), picked AS MATERIALIZED (
-    SELECT candidate.tid
+    SELECT candidate.*
     FROM unnest(%(queues)s::text[], %(lanes)s::smallint[], %(marks)s::bigint[], %(caps)s::integer[])
          AS wanted (queue, lane, mark, cap),
     LATERAL (
-        SELECT ready.ctid AS tid FROM fastq.ready
+        SELECT ready.ctid AS tid, ready.* FROM fastq.ready
         WHERE ready.queue = wanted.queue AND ready.lane = wanted.lane AND ready.pos > wanted.mark
           AND ready.kind = ANY (%(kinds)s::text[])
         ORDER BY ready.pos LIMIT wanted.cap FOR UPDATE SKIP LOCKED
     ) AS candidate
+    WHERE EXISTS (SELECT FROM me)
     LIMIT %(want)s
 ), taken AS (
-    DELETE FROM fastq.ready WHERE ctid = ANY (ARRAY (SELECT tid FROM picked)) AND EXISTS (SELECT FROM me)
-    RETURNING *, lane > 10 OR size > 32768 OR limits IS NOT NULL AS alone
-), weighed AS (
-    SELECT *, CASE WHEN alone THEN 1000 ELSE greatest((%(weights)s::integer[])[array_position(%(kinds)s::text[], kind)], (size + 63) / 64) END AS weight
-    FROM taken
-), sliced AS (
-    SELECT *, (sum(weight) OVER (PARTITION BY queue, lane, kind, attempt, alone ORDER BY pos ROWS UNBOUNDED PRECEDING) - weight) / 1000 AS slice
-    FROM weighed
+    DELETE FROM fastq.ready WHERE ctid = ANY (ARRAY (SELECT tid FROM picked))
+), alike AS MATERIALIZED (
+    SELECT row_number() OVER () AS id, queue, lane, kind, attempt + 1 AS attempt, max(lost) AS lost, max(deaths) AS deaths,
+           array_agg(pos) AS places, array_agg(job_id) AS job_ids, array_agg(size) AS sizes,
+           array_agg(date_part('epoch', now()) - date_part('epoch', run_at)) AS waits,
+           string_agg(coalesce(payload, (SELECT job.payload FROM fastq.job WHERE id = job_id AND size <= 32768))::text, '') AS body,
+           min(limits::text) AS limits,
+           least((%(packets)s::integer[])[array_position(%(kinds)s::text[], kind)], 65536 / max(size) + 1) AS jobs
+    FROM picked
+    GROUP BY queue, lane, kind, attempt, size > 1024, CASE WHEN lane > 10 OR size > 32768 OR limits IS NOT NULL THEN job_id END
 ), packet AS (
-    SELECT (row_number() OVER (ORDER BY lane, min(pos)))::integer AS number, queue, lane, kind, attempt + 1 AS attempt, max(lost) AS lost,
-           max(deaths) AS deaths, max(pos) AS mark, array_agg(job_id) AS job_ids, array_agg(size) AS sizes,
-           array_agg(date_part('epoch', now() - run_at)) AS waits,
-           convert_to(string_agg(coalesce(payload, (SELECT job.payload FROM fastq.job WHERE id = job_id AND size <= 32768))::text, ''), 'UTF8') AS body,
-           min(limits::text) AS limits, date_part('epoch', now()) AS now
-    FROM sliced GROUP BY queue, lane, kind, attempt, alone, slice
+    SELECT id, (row_number() OVER (ORDER BY lane, places[first]))::integer AS number, queue, lane, kind, attempt, lost, deaths,
+           places[least(first + jobs - 1, cardinality(places))] AS mark, job_ids[first : first + jobs - 1] AS job_ids,
+           sizes[first : first + jobs - 1] AS sizes, waits[first : first + jobs - 1] AS waits,
+           CASE first WHEN 1 THEN convert_to(body, 'UTF8') END AS body, limits
+    FROM alike, generate_series(1, cardinality(job_ids), jobs) AS first
 ), leased AS (
     INSERT INTO fastq.lease (token, number, worker, attempt, lost, deaths, priority, job_ids)
     SELECT %(token)s, number, %(worker)s, attempt, lost, deaths, lane %% 10, job_ids FROM packet
 )
-SELECT number, queue, lane, kind, attempt, lost, deaths, mark, job_ids, sizes, waits, body, limits, now FROM packet ORDER BY number
+SELECT number, queue, lane, kind, attempt, lost, deaths, mark, job_ids, sizes, waits, id, body, limits, date_part('epoch', now()) AS now
+FROM packet ORDER BY number

@@ -435,7 +435,7 @@ def test_r_ex_17_one_execution_of_four_jobs(master: Master, client: Client, text
 def test_r_ex_17_one_statement_for_four_jobs(session: Session, client: Client, texts: list[str | None]) -> None:
     """One lease covers four; those with an error are retried with their own text, the others DONE without one."""
     ids = session.enqueue(n=4)
-    (row,) = session.lease(weights=[10])
+    (row,) = session.lease(packets=[100])
     assert row.job_ids == ids
     session.end(
         [row], nexts=[3 if text else 0 for text in texts], outcomes=["RETRY" if text else "DONE" for text in texts],
@@ -772,7 +772,7 @@ def test_r_dr_11_job_get_available(session: Session, client: Client) -> None:
     ids = session.enqueue(n=3)
     session.enqueue(queue="other")
     session.enqueue(run_at=datetime.now(UTC) + timedelta(minutes=1))
-    assert jobs(session.claim(want=2, weights=[10])) == ids[:2]
+    assert jobs(session.claim(want=2, packets=[100])) == ids[:2]
     assert {client.get(job_id).worker for job_id in ids[:2]} == {session.worker}
     assert client.get(ids[0]).attempt == 1
     assert jobs(session.claim()) == ids[2:]

@@ -13,6 +13,7 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import namedtuple_row
 
+from fastq.inflight import NEVER
 from fastq.store import master_conninfo, statements
 from helpers.until import until
 
@@ -20,6 +21,9 @@ T = TypeVar("T")
 
 FRONT = -(2**63)
 """A mark below every position."""
+
+NOW = 10**15
+"""What a master's clock says, nanoseconds."""
 
 LIVE = ("ready", "waiting", "lease")
 TABLES = ("job", *LIVE, "attempt", "worker", "sleeper")
@@ -98,14 +102,14 @@ class Session:
         self,
         *lanes: Lane,
         kinds: Sequence[str] = ("k",),
-        weights: Sequence[int] = (1000,),
+        packets: Sequence[int] = (1,),
         want: int = 1000,
         worker: UUID | None = None,
         token: UUID | None = None,
     ) -> list[Any]:
-        """Claim, by default the jobs of kind k in the usual lane, each alone."""
+        """Claim, by default the jobs of kind k in the usual lane, each alone. Each row gets the payloads of its jobs."""
         lanes = lanes or (Lane(),)
-        return self.run(
+        rows = self.run(
             "claim",
             worker=worker or self.worker,
             token=token or uuid.uuid4(),
@@ -114,9 +118,15 @@ class Session:
             marks=[lane.mark for lane in lanes],
             caps=[lane.cap for lane in lanes],
             kinds=list(kinds),
-            weights=list(weights),
+            packets=list(packets),
             want=want,
         )
+        bodies = {row.id: row.body for row in rows if row.body}
+        for place, row in enumerate(rows):
+            size = sum(row.sizes)
+            rest = bodies.get(row.id, b"")
+            rows[place], bodies[row.id] = row._replace(body=rest[:size] or None), rest[size:]
+        return rows
 
     def lease(self, *lanes: Lane, **claim: Any) -> list[Any]:
         """Claim, and return the rows of the leases: token, number, worker, attempt, lost, job_ids."""
@@ -125,18 +135,25 @@ class Session:
         return self.rows("SELECT * FROM fastq.lease WHERE token = %s ORDER BY number", token)
 
     def end(self, leases: Iterable[Any], *, worker: UUID | None = None, **columns: Any) -> list[Any]:
-        """End all runs of the leases, by default as DONE; return what was ended, as (token, number)."""
+        """End all runs of the leases, by default as DONE; return what was ended, as (token, number).
+
+        started says how many microseconds ago, elapsed how many it took.
+        """
         leases = list(leases)
         jobs = [len(lease.job_ids) for lease in leases]
         ran = {"started": [2_000_000] * sum(jobs), "elapsed": [1_000_000] * sum(jobs)}
         said = dict.fromkeys(("nexts", "outcomes", "delays", "errors", "evidences", "results"))
+        columns = {**ran, **said, **columns}
+        columns["started"] = [ago if ago == NEVER else NOW - ago * 1000 for ago in columns["started"]]
+        columns["elapsed"] = [microseconds * 1000 for microseconds in columns["elapsed"]]
         return self.run(
             "end_runs",
             worker=worker or self.worker,
+            now=NOW,
             tokens=[lease.token for lease in leases],
             numbers=[lease.number for lease in leases],
             firsts=[1 + sum(jobs[:place]) for place in range(len(jobs))],
-            **{**ran, **said, **columns},
+            **columns,
         )
 
     def release(self, leases: Iterable[Any]) -> list[Any]:

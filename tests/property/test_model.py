@@ -325,13 +325,13 @@ class JobModel(RuleBasedStateMachine):
 
     # What masters do.
 
-    @rule(who=ANYBODY, want=st.integers(1, 6), weight=st.sampled_from([20, 1000]))
-    def claim(self, who: int, want: int, weight: int) -> None:
+    @rule(who=ANYBODY, want=st.integers(1, 6), size=st.sampled_from([50, 1]))
+    def claim(self, who: int, want: int, size: int) -> None:
         """Take jobs, the most urgent first; suspects last."""
         master = self.masters[who]
         token = uuid.uuid4()
         rows = self.session.claim(
-            *LANES, kinds=NAMES, weights=[weight] * len(KINDS), want=want, worker=master.worker, token=token
+            *LANES, kinds=NAMES, packets=[size] * len(KINDS), want=want, worker=master.worker, token=token
         )
         waiting = sorted(_lane(job) for job in self.jobs.values() if job.place == "ready")
         taken = [job_id for row in rows for job_id in row.job_ids]
@@ -408,7 +408,7 @@ class JobModel(RuleBasedStateMachine):
         """Take a master for dead, its jobs back; it comes again under a new id, with packets it has lost."""
         master = self.masters[who]
         self.session.revoke(master.worker)
-        assert self.session.claim(*LANES, kinds=NAMES, weights=[1000] * 3, worker=master.worker) == []
+        assert self.session.claim(*LANES, kinds=NAMES, packets=[1] * 3, worker=master.worker) == []
         self.session.rescue(max_lost=MAX_LOST)
         self.session.run("forget_workers")
         lost = [key for key, owner in self.leases.items() if owner is master]
@@ -620,7 +620,7 @@ def test_delays_may_be_whole_numbers(session: Session) -> None:
     """A run that returned and one that is retried in 60 s are written together."""
     handler = App().job(retry=60)(lambda: None)
     ids = session.enqueue(n=2)
-    ((row, _),) = [session.lease(weights=[1000])]
+    ((row, _),) = [session.lease(packets=[1])]
     now = time.time_ns()
     packets = [
         Packet(

@@ -310,7 +310,7 @@ def test_a_running_job_is_asked_once_and_goes_on(session: Session, dsn: str, cli
 def test_of_a_packet_one_job_is_asked(session: Session, client: Client) -> None:
     """The others that one child runs with it are not meant."""
     ids = session.enqueue(n=4)
-    session.lease(weights=[20])
+    session.lease(packets=[50])
     assert client.cancel([ids[2]]) == [ids[2]]
     assert session.values("SELECT job_id FROM fastq.cancel") == [ids[2]]
 
@@ -415,7 +415,7 @@ def test_a_retried_job_goes_to_the_end_of_its_lane(session: Session, client: Cli
     old = place(session, "DONE", priority=3)
     new = place(session, "ready", priority=3)
     client.retry(old)
-    assert jobs(session.claim(Lane(lane=3), kinds=["target"], weights=[20])) == [new, old]
+    assert jobs(session.claim(Lane(lane=3), kinds=["target"], packets=[50])) == [new, old]
 
 
 def test_a_job_that_is_ready_keeps_its_place(session: Session, client: Client) -> None:

@@ -36,7 +36,7 @@ def test_a_lane_gives_its_jobs_by_position(session: Session) -> None:
     """The position orders them, not the id."""
     ids = session.enqueue(n=5)
     session.rows("UPDATE fastq.ready SET pos = -pos")
-    assert jobs(session.claim(weights=[20])) == ids[::-1]
+    assert jobs(session.claim(packets=[50])) == ids[::-1]
 
 
 def test_a_claim_takes_no_more_than_it_wants(session: Session) -> None:
@@ -84,8 +84,8 @@ def test_a_claim_takes_nothing_at_or_below_the_mark(session: Session) -> None:
 def test_the_mark_of_a_packet_is_its_last_position(session: Session) -> None:
     """A claim that starts there misses nothing and takes nothing twice."""
     ids = session.enqueue(n=10)
-    first = session.claim(weights=[20], want=4)
-    assert jobs(session.claim(Lane(mark=first[-1].mark), weights=[20])) == ids[4:]
+    first = session.claim(packets=[50], want=4)
+    assert jobs(session.claim(Lane(mark=first[-1].mark), packets=[50])) == ids[4:]
 
 
 def test_the_front_finds_what_came_late(session: Session) -> None:
@@ -119,7 +119,7 @@ def test_only_known_kinds_are_claimed(session: Session) -> None:
 def test_an_app_without_kinds_claims_nothing(session: Session) -> None:
     """It is not an error either."""
     session.enqueue()
-    assert (session.claim(kinds=[], weights=[]), session.counts()) == ([], {"ready": 1})
+    assert (session.claim(kinds=[], packets=[]), session.counts()) == ([], {"ready": 1})
 
 
 def test_a_wait_is_counted_from_the_time_a_job_could_have_run(session: Session) -> None:
@@ -133,21 +133,21 @@ def test_a_wait_is_counted_from_the_time_a_job_could_have_run(session: Session) 
 
 
 def test_light_jobs_share_packets_up_to_a_thousand_thousandths(session: Session) -> None:
-    """At a weight of 20 no more than fifty travel together, and only the last packet has fewer."""
+    """No more than fifty travel together, and only the last packet has fewer."""
     session.enqueue(n=120)
-    assert [len(packet.job_ids) for packet in session.claim(weights=[20])] == [50, 50, 20]
+    assert [len(packet.job_ids) for packet in session.claim(packets=[50])] == [50, 50, 20]
 
 
-def test_jobs_of_full_weight_travel_alone(session: Session) -> None:
+def test_jobs_of_a_slow_kind_travel_alone(session: Session) -> None:
     """A kind that nobody knows yet, or a slow one."""
     ids = session.enqueue(n=4)
-    assert [packet.job_ids for packet in session.claim(weights=[1000])] == [[job_id] for job_id in ids]
+    assert [packet.job_ids for packet in session.claim(packets=[1])] == [[job_id] for job_id in ids]
 
 
 def test_kinds_never_share_a_packet(session: Session) -> None:
-    """Each has the weight that stands at its place."""
+    """Each has the size that stands at its place."""
     ids = [session.enqueue(kind=kind)[0] for kind in "abababab"]
-    packets = session.claim(kinds=["b", "a"], weights=[500, 20])
+    packets = session.claim(kinds=["b", "a"], packets=[2, 50])
     found = {tuple(packet.job_ids): packet.kind for packet in packets}
     assert found == {tuple(ids[0::2]): "a", (ids[1], ids[3]): "b", (ids[5], ids[7]): "b"}
 
@@ -155,7 +155,7 @@ def test_kinds_never_share_a_packet(session: Session) -> None:
 def test_queues_never_share_a_packet(session: Session) -> None:
     """A packet has one lane, whose mark it moves."""
     ids = session.enqueue() + session.enqueue(queue="other") + session.enqueue(priority=3)
-    packets = session.claim(Lane(), Lane("other"), Lane(lane=3), weights=[20])
+    packets = session.claim(Lane(), Lane("other"), Lane(lane=3), packets=[50])
     assert {(packet.queue, packet.lane, *packet.job_ids) for packet in packets} == {
         ("default", 2, ids[0]), ("other", 2, ids[1]), ("default", 3, ids[2]),
     }  # fmt: skip
@@ -165,7 +165,7 @@ def test_attempts_never_share_a_packet(session: Session) -> None:
     """The lease has one attempt for all its jobs: the number of the run that begins."""
     ids = session.enqueue(n=6)
     session.rows("UPDATE fastq.ready SET attempt = 1 WHERE job_id = ANY (%s)", ids[::2])
-    found = {packet.attempt: packet.job_ids for packet in session.claim(weights=[20])}
+    found = {packet.attempt: packet.job_ids for packet in session.claim(packets=[50])}
     assert found == {2: ids[::2], 1: ids[1::2]}
 
 
@@ -173,7 +173,7 @@ def test_suspects_travel_alone(session: Session) -> None:
     """Whatever their kind weighs: the next loss is to point at one job."""
     ids = session.enqueue(n=3)
     session.rows("UPDATE fastq.ready SET lane = 12, lost = 2, deaths = 1")
-    packets = session.claim(Lane(lane=12), weights=[20])
+    packets = session.claim(Lane(lane=12), packets=[50])
     assert [(packet.job_ids, packet.lane, packet.lost, packet.deaths) for packet in packets] == [
         ([job_id], 12, 2, 1) for job_id in ids
     ]
@@ -182,7 +182,7 @@ def test_suspects_travel_alone(session: Session) -> None:
 def test_a_job_with_limits_travels_alone(session: Session) -> None:
     """The packet carries them; its neighbours share another."""
     ids = session.enqueue() + session.enqueue(timeout=1.5) + session.enqueue() + session.enqueue(max_attempts=7)
-    found = {tuple(packet.job_ids): packet.limits for packet in session.claim(weights=[20])}
+    found = {tuple(packet.job_ids): packet.limits for packet in session.claim(packets=[50])}
     assert found == {
         (ids[0], ids[2]): None,
         (ids[1],): '{"deadline" : null, "timeout" : 1.5, "max_attempts" : null}',
@@ -202,7 +202,7 @@ def test_there_is_a_lease_row_for_each_packet(session: Session) -> None:
     session.enqueue(n=70)
     session.enqueue(n=2, kind="other")
     token = uuid.uuid4()
-    packets = session.claim(kinds=["k", "other"], weights=[20, 1000], token=token)
+    packets = session.claim(kinds=["k", "other"], packets=[50, 1], token=token)
     leases = session.rows(
         "SELECT token, worker, number, attempt, lost, deaths, job_ids FROM fastq.lease ORDER BY number"
     )
@@ -217,21 +217,21 @@ def test_payloads_stand_one_after_another_as_they_were_written(session: Session)
     """Byte for byte, whatever json allows; the sizes are of bytes, not of letters."""
     texts = ["{}", '{"a":  1e400}', '"\\ud800"', '"\\u0000"', '"äöü€😀"', "[1, 2]", "null", str(2**70)]
     ids = session.enqueue(*texts)
-    assert payloads(session.claim(weights=[20])) == dict(zip(ids, texts, strict=True))
+    assert payloads(session.claim(packets=[50])) == dict(zip(ids, texts, strict=True))
 
 
 @pytest.mark.parametrize("size", [1000, 1020, 1021, 1024, 1025, 5000, 32768])
 def test_a_payload_up_to_32_kib_travels_with_its_packet(session: Session, size: int) -> None:
     """A small one stands in ready, the others come from job."""
     ids = session.enqueue(text(size))
-    packets = session.claim(weights=[20])
+    packets = session.claim(packets=[50])
     assert (packets[0].sizes, payloads(packets)) == ([size], {ids[0]: text(size)})
 
 
 def test_a_payload_over_32_kib_stays_behind(session: Session) -> None:
     """Its packet has its size and no body, and holds no other job."""
     ids = session.enqueue("{}", text(32769), "{}", text(50000))
-    found = {tuple(packet.job_ids): (packet.sizes, packet.body) for packet in session.claim(weights=[20])}
+    found = {tuple(packet.job_ids): (packet.sizes, packet.body) for packet in session.claim(packets=[50])}
     assert found == {
         (ids[0], ids[2]): ([2, 2], b"{}{}"),
         (ids[1],): ([32769], None),
@@ -263,19 +263,20 @@ def test_the_environment_s_encoding_does_not_matter(dsn: str, monkeypatch: pytes
 
 
 def test_long_payloads_fill_a_packet_by_their_bytes(session: Session) -> None:
-    """No body is over 96 KiB, and every payload arrives."""
+    """No body is over 96 KiB, and every payload arrives; small ones do not share packets with long ones."""
     sizes = random.Random(7)
     texts = [text(sizes.choice([2, 900, 1300, 5000, 20000, 32768]), n) for n in range(300)]
     ids = session.enqueue(*texts)
-    packets = session.claim(weights=[10])
-    assert (payloads(packets), jobs(packets)) == (dict(zip(ids, texts, strict=True)), ids)
+    packets = session.claim(packets=[100])
+    assert (payloads(packets), sorted(jobs(packets))) == (dict(zip(ids, texts, strict=True)), ids)
+    assert all(packet.job_ids == sorted(packet.job_ids) for packet in packets)
     assert max(len(packet.body) for packet in packets) <= BODY_BYTES
 
 
 def test_the_fullest_packet_there_can_be_is_within_bounds(session: Session) -> None:
     """Many jobs whose bytes just do not weigh more than their kind does, and a long payload as the last."""
     session.enqueue(*[text(64 * 10 + 63)] * 99, text(32768))
-    for packet in session.claim(weights=[10]):
+    for packet in session.claim(packets=[100]):
         assert len(wire.pack(b"", 0, 1, packet.job_ids, packet.sizes, packet.body)) <= wire.PACKET_BYTES
         assert len(packet.body) <= BODY_BYTES
 
@@ -285,7 +286,7 @@ def test_a_claim_that_spills_to_disk_keeps_jobs_and_payloads_together(session: S
     texts = [text(3000, n) for n in range(400)]
     ids = session.enqueue(*texts)
     session.rows("SET work_mem = '64kB'")
-    packets = session.claim(weights=[20])
+    packets = session.claim(packets=[50])
     assert (jobs(packets), payloads(packets)) == (ids, dict(zip(ids, texts, strict=True)))
 
 
@@ -323,7 +324,7 @@ def test_many_claimers_miss_no_job_and_take_none_twice(session: Session) -> None
 
     def drain(claimer: Session) -> list[int]:
         found: list[int] = []
-        while got := jobs(claimer.claim(weights=[20], want=37)):
+        while got := jobs(claimer.claim(packets=[50], want=37)):
             found += got
         return found
 

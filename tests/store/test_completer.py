@@ -57,7 +57,7 @@ def claimed(session: Session, *ends: End) -> Packet:
     """Claim as many jobs as there are ends, and return them as a packet whose runs have ended so."""
     token, now = uuid.uuid4(), clock_gettime_ns(CLOCK_BOOTTIME)
     session.enqueue(n=len(ends))
-    (row,) = session.claim(weights=[20], token=token)
+    (row,) = session.claim(packets=[50], token=token)
     return Packet(
         token, row.number, 0, row.attempt, row.lost, row.deaths, row.job_ids, row.sizes, row.waits, row.body, now,
         ends=list(map(int, ends)), started=[NEVER if end in UNBEGUN else now for end in ends], elapsed=[0] * len(ends),

@@ -47,7 +47,7 @@ def waiting(session: Session) -> list[Any]:
 def test_an_end_that_is_not_of_its_lease_changes_nothing(session: Session, wrong: str) -> None:
     """Neither another's, nor an older claim's, nor another packet's: nothing comes back."""
     session.enqueue(n=3)
-    (lease,) = session.lease(weights=[20])
+    (lease,) = session.lease(packets=[50])
     given = {"worker": session.worker} | lease._asdict()
     given[wrong] = 99 if wrong == "number" else uuid.uuid4()
     before = session.everything()
@@ -59,7 +59,7 @@ def test_an_end_that_is_not_of_its_lease_changes_nothing(session: Session, wrong
 def test_an_end_that_is_said_twice_counts_once(session: Session, *, final: bool) -> None:
     """As happens when the answer was lost."""
     session.enqueue(n=3)
-    leases = session.lease(weights=[20])
+    leases = session.lease(packets=[50])
     end = session.end if final else session.release
     first = end(leases)
     before = session.everything()
@@ -69,7 +69,7 @@ def test_an_end_that_is_said_twice_counts_once(session: Session, *, final: bool)
 def test_what_was_ended_comes_back_and_the_stale_does_not(session: Session) -> None:
     """The columns of a stale packet are skipped, those of its neighbours stay theirs."""
     ids = session.enqueue(n=6)
-    leases = [lease for _ in range(3) for lease in session.lease(weights=[20], want=2)]
+    leases = [lease for _ in range(3) for lease in session.lease(packets=[50], want=2)]
     session.end([leases[1]])
     done = session.end(leases, errors=list("abcdef"), outcomes=["FAILED"] * 6)
     assert set(done) == {(leases[0].token, 1), (leases[2].token, 1)}
@@ -93,7 +93,7 @@ def test_a_rescued_job_s_old_end_is_refused(session: Session) -> None:
 def test_of_two_ends_at_once_one_counts(session: Session, ending: str) -> None:
     """The second waits for the first, and counts only if that is undone."""
     ids = session.enqueue(n=2)
-    leases = session.lease(weights=[20])
+    leases = session.lease(packets=[50])
     other = session.another()
     session.connection.execute("BEGIN")
     session.end(leases, errors=["first"] * 2)
@@ -112,7 +112,7 @@ def test_of_two_ends_at_once_one_counts(session: Session, ending: str) -> None:
 def test_columns_that_are_null_mean_done(session: Session) -> None:
     """The usual packet says nothing but how long its runs took."""
     ids = session.enqueue(n=3)
-    (lease,) = leases = session.lease(weights=[20])
+    (lease,) = leases = session.lease(packets=[50])
     session.end(leases)
     rows = attempts(session)
     said = {
@@ -142,7 +142,7 @@ def test_a_final_end_is_kept_with_all_that_was_said(session: Session, outcome: s
 def test_a_json_null_is_a_result(session: Session) -> None:
     """It is not the same as nothing; odd but legal texts of JSON are kept as they came."""
     ids = session.enqueue(n=3)
-    session.end(session.lease(weights=[20]), results=["null", None, '"\\ud800\\u0000"'])
+    session.end(session.lease(packets=[50]), results=["null", None, '"\\ud800\\u0000"'])
     kept = dict(session.rows("SELECT job_id, result::text FROM fastq.attempt"))
     assert kept == dict(zip(ids, ["null", None, '"\\ud800\\u0000"'], strict=True))
 
@@ -150,10 +150,10 @@ def test_a_json_null_is_a_result(session: Session) -> None:
 def test_a_job_that_is_given_back_goes_to_the_front_with_its_attempt_unused(session: Session) -> None:
     """It is the next of its lane, in the order of the ids, and its next run has the same number; no row tells of this one."""
     ids = session.enqueue(n=5)
-    leases = session.lease(want=2, weights=[20])
+    leases = session.lease(want=2, packets=[50])
     session.release(leases)
     assert (session.ready(), attempts(session)) == (ids, {})
-    (packet,) = session.claim(weights=[20])
+    (packet,) = session.claim(packets=[50])
     assert (packet.job_ids, packet.attempt, packet.lost) == (ids, 1, 0)
 
 
@@ -163,7 +163,7 @@ def test_a_job_that_is_given_back_is_in_ready_as_it_was(session: Session) -> Non
     session.enqueue("{}", '"' + "x" * 1015 + '"', '"' + "ä" * 600 + '"', '"' + "xy" * 20000 + '"', timeout=3)
     session.enqueue("[1,  2]", queue="other", priority=4, max_attempts=3, deadline="2200-01-01 00:00:00.123456+00")
     before = session.rows(query)
-    session.release(session.lease(weights=[20]))
+    session.release(session.lease(packets=[50]))
     session.release(session.lease(Lane("other", 4)))
     assert session.rows(query) == before
 
@@ -205,7 +205,7 @@ def test_of_a_packet_only_the_job_that_died_is_a_suspect(session: Session) -> No
     """Its neighbours in the batch keep a clean record."""
     ids = session.enqueue(n=4)
     nexts, outcomes = [RETRYING, SUSPECT, SCHEDULED, FINAL], ["RETRY", "RETRY", "", "DONE"]
-    session.end(session.lease(weights=[20]), nexts=nexts, outcomes=outcomes, delays=[HOUR] * 4)
+    session.end(session.lease(packets=[50]), nexts=nexts, outcomes=outcomes, delays=[HOUR] * 4)
     assert dict(session.rows("SELECT job_id, deaths FROM fastq.waiting")) == {ids[0]: 0, ids[1]: 1, ids[2]: 0}
 
 
@@ -240,7 +240,7 @@ def test_a_job_that_is_retried_waits_with_its_attempt_kept(session: Session) -> 
 def test_packets_with_mixed_verdicts_end_in_one_call(session: Session) -> None:
     """Each run has its own; the order of the packets in the call does not matter."""
     ids = session.enqueue(n=7)
-    three, one, two, last = (session.lease(weights=[20], want=want)[0] for want in (3, 1, 2, 1))
+    three, one, two, last = (session.lease(packets=[50], want=want)[0] for want in (3, 1, 2, 1))
     done = session.end(
         [two, last, three, one],
         #      two                three                one
@@ -263,7 +263,7 @@ def test_a_run_that_never_began_has_no_start(session: Session) -> None:
     """A deadline passed before it could: it ends now, without a start."""
     ids = session.enqueue(n=2)
     session.end(
-        session.lease(weights=[20]), started=[-1, 5_000_000], elapsed=[0, 2_000_000], outcomes=["FAILED", "DONE"]
+        session.lease(packets=[50]), started=[-1, 5_000_000], elapsed=[0, 2_000_000], outcomes=["FAILED", "DONE"]
     )
     rows = attempts(session)
     assert (rows[ids[0]].started_at, rows[ids[0]].finished_at is None) == (None, False)
@@ -353,7 +353,7 @@ def test_a_packet_is_broken_up_into_parts(session: Session) -> None:
     """One row each, the jobs in the order given; all else is as it was, and one part keeps the number."""
     ids = session.enqueue(n=5)
     session.rows("UPDATE fastq.ready SET lost = 1, deaths = 2")
-    (lease,) = session.lease(weights=[20])
+    (lease,) = session.lease(packets=[50])
     parts = {-1: ids[:2], -2: ids[2:4], 1: ids[4:]}
     split(session, lease, parts)
     rows = session.rows("SELECT * FROM fastq.lease")
@@ -364,7 +364,7 @@ def test_a_packet_is_broken_up_into_parts(session: Session) -> None:
 def test_the_parts_of_a_packet_end_apart(session: Session) -> None:
     """Each under its own number, once."""
     ids = session.enqueue(n=3)
-    (lease,) = session.lease(weights=[20])
+    (lease,) = session.lease(packets=[50])
     split(session, lease, {-1: ids[:1], 1: ids[1:]})
     first, rest = session.rows("SELECT * FROM fastq.lease ORDER BY number")
     assert (session.end([first]), session.end([first])) == ([(lease.token, -1)], [])
@@ -377,7 +377,7 @@ def test_the_parts_of_a_packet_end_apart(session: Session) -> None:
 def test_a_packet_whose_lease_is_lost_is_not_broken_up(session: Session, wrong: dict[str, Any]) -> None:
     """Nothing is written: its jobs are somebody else's by now."""
     ids = session.enqueue(n=3)
-    (lease,) = session.lease(weights=[20])
+    (lease,) = session.lease(packets=[50])
     before = session.everything()
     split(session, lease, {-1: ids[:1], 1: ids[1:]}, **wrong)
     assert session.everything() == before
@@ -386,7 +386,7 @@ def test_a_packet_whose_lease_is_lost_is_not_broken_up(session: Session, wrong: 
 def test_a_break_that_is_said_twice_counts_once(session: Session) -> None:
     """As happens when the answer was lost: the completer sends it again."""
     ids = session.enqueue(n=3)
-    (lease,) = session.lease(weights=[20])
+    (lease,) = session.lease(packets=[50])
     parts = {-1: ids[:1], 1: ids[1:]}
     split(session, lease, parts)
     split(session, lease, parts)
@@ -396,7 +396,7 @@ def test_a_break_that_is_said_twice_counts_once(session: Session) -> None:
 def test_a_break_that_is_said_twice_brings_no_part_back(session: Session) -> None:
     """A rescuer may have taken a page between the two, with one part in it and not the other."""
     ids = session.enqueue(n=3)
-    (lease,) = session.lease(weights=[20])
+    (lease,) = session.lease(packets=[50])
     parts = {-1: ids[:1], 1: ids[1:]}
     split(session, lease, parts)
     session.run("give_up", worker=session.worker)
@@ -411,7 +411,7 @@ def test_a_break_that_is_said_twice_brings_no_part_back(session: Session) -> Non
 def test_a_break_waits_for_a_rescue_and_then_writes_nothing(session: Session) -> None:
     """The rescuer has taken the lease: the parts would hold jobs that are ready again."""
     ids = session.enqueue(n=3)
-    (lease,) = session.lease(weights=[20])
+    (lease,) = session.lease(packets=[50])
     session.run("give_up", worker=session.worker)
     rescuer = session.another()
     with rescuer.connection.transaction():

@@ -219,7 +219,7 @@ def test_one_job_is_looked_up_by_indexes(session: Session) -> None:
     """However many there are: only the leases, which are few, are gone through."""
     session.enqueue(n=5000)
     session.enqueue(n=5000, run_at="2200-01-01 00:00+00")
-    session.end(session.lease(want=1000, weights=[20]))
+    session.end(session.lease(want=1000, packets=[50]))
     session.claim(want=100)
     session.rows("ANALYZE")
     ((plans,),) = session.rows("EXPLAIN (FORMAT json) SELECT * FROM fastq.jobs WHERE id = 17")

@@ -24,10 +24,10 @@ def rescuer(session: Session) -> Session:
     return session.another("rescuer")
 
 
-def lose(session: Session, *lanes: Lane, weight: int = 1000) -> list[int]:
+def lose(session: Session, *lanes: Lane, size: int = 1) -> list[int]:
     """Claim, then have the worker revoked and rescued; return the jobs that were claimed."""
     worker = session.register()
-    ids = jobs(session.claim(*lanes, worker=worker, weights=[weight]))
+    ids = jobs(session.claim(*lanes, worker=worker, packets=[size]))
     session.run("give_up", worker=worker)
     session.rescue()
     return ids
@@ -172,7 +172,7 @@ def test_a_claim_in_flight_when_its_master_unregisters_is_found(session: Session
 def test_a_rescued_job_is_a_suspect_whose_attempt_was_not_used(session: Session) -> None:
     """It stands in the lane of suspects, in the order of the ids, and no row tells of the run."""
     session.enqueue(n=3, priority=3)
-    ids = lose(session, Lane(lane=3), weight=20)
+    ids = lose(session, Lane(lane=3), size=50)
     assert session.rows("SELECT job_id, lane, lost, attempt FROM fastq.ready ORDER BY pos") == [
         (job_id, 13, 1, 0) for job_id in ids
     ]
@@ -215,7 +215,7 @@ def test_a_job_that_has_lost_its_master_too_often_ends_as_panic(session: Session
 def test_a_job_that_was_to_be_cancelled_ends_as_cancelled(session: Session) -> None:
     """It is what somebody wanted; that nobody knows how its last run ended is told beside it. Its neighbours are PANIC."""
     wanted, other = session.enqueue(n=2)
-    (lease,) = session.lease(weights=[20])
+    (lease,) = session.lease(packets=[50])
     session.rows("INSERT INTO fastq.cancel (job_id) VALUES (%s)", wanted)
     session.revoke(session.worker)
     assert session.rescue(max_lost=1) == [(session.worker, 0, 1, 1)]
@@ -247,7 +247,7 @@ def test_a_wish_to_cancel_goes_with_the_job_that_it_ended(session: Session) -> N
 def test_how_often_is_too_often_is_a_parameter(session: Session) -> None:
     """With 1 the first loss is the last; jobs of one lease share its losses."""
     session.enqueue(n=2)
-    session.claim(weights=[20])
+    session.claim(packets=[50])
     session.revoke(session.worker)
     assert session.rescue(max_lost=1) == [(session.worker, 0, 2, 1)]
     assert session.values("SELECT outcome FROM fastq.attempt") == ["PANIC", "PANIC"]
@@ -392,6 +392,6 @@ def test_a_master_falls_asleep_once_and_wakes_up(session: Session) -> None:
 def test_a_master_can_ask_which_of_its_leases_stand(session: Session, rescuer: Session) -> None:
     """With how many jobs each has; others' are not among them."""
     session.enqueue(n=5)
-    (lease,) = session.lease(weights=[20], want=3)
+    (lease,) = session.lease(packets=[50], want=3)
     rescuer.claim()
     assert session.run("leases", worker=session.worker) == [(lease.token, 1, 3)]

@@ -150,8 +150,8 @@ def test_the_columns_of_plain_packets_are_flat_and_few() -> None:
     """What nothing needs is None for the whole batch."""
     columns = batch(packet(0, 0, number=3), packet(0, number=-4)).parameters()
     assert columns == {
-        "tokens": [TOKEN, TOKEN], "numbers": [3, -4], "firsts": [1, 3], "started": "{10000,10000,10000}",
-        "elapsed": "{4000,4000,4000}", **dict.fromkeys(SPECIAL),
+        "tokens": [TOKEN, TOKEN], "numbers": [3, -4], "firsts": [1, 3], "now": NOW,
+        "started": [NOW - 10 * MS] * 3, "elapsed": [4 * MS] * 3, **dict.fromkeys(SPECIAL),
     }  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def test_a_verdict_without_an_outcome_is_an_empty_word() -> None:
 def test_a_run_that_never_began_has_no_start() -> None:
     """Whatever time it is."""
     columns = batch(packet(End.UNSTARTED, started=[NEVER], elapsed=[0])).parameters()
-    assert (columns["started"], columns["elapsed"]) == ("{-1}", "{0}")
+    assert (columns["started"], columns["elapsed"]) == ([NEVER], [0])
 
 
 def test_every_column_is_as_long_as_there_are_runs() -> None:

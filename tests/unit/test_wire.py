@@ -54,7 +54,7 @@ def test_a_packet_without_a_body_says_that_the_payload_comes_beside_it() -> None
 
 
 def test_a_packet_of_a_hundred_full_payloads_fits_its_socket() -> None:
-    """What the claim's weights allow stays within PACKET_BYTES."""
+    """What a claim puts into one packet stays within PACKET_BYTES."""
     body = b"x" * (wire.PACKET_BYTES - 4096)
     assert len(wire.pack(TOKEN, 0, 1, range(100), [len(body) // 100] * 100, body)) <= wire.PACKET_BYTES
 
