@@ -6,11 +6,11 @@ No master and no children: one thread claims, the other ends what was claimed, i
 from __future__ import annotations
 
 import queue
+import random
 import threading
 import time
 import uuid
 from functools import partial
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -18,10 +18,11 @@ import psycopg
 from bench import cpu
 from bench.measure import CPU, RATE, Bench, drain, fill
 from bench.systems import FASTQ
+from fastq.batch import Batch, Longs
 from fastq.completer import BATCH_PACKETS
-from fastq.inflight import QUICK
+from fastq.inflight import QUICK, Packet
 from fastq.leaser import CLAIM_JOBS, FRONT
-from fastq.store import master_conninfo, statements
+from fastq.store import LongsDumper, master_conninfo, statements
 
 if TYPE_CHECKING:
     from bench.report import Figures, Report
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 AHEAD = 4
 """Claims that may wait for their end."""
-
-Lease = tuple[uuid.UUID, int, int]
 
 
 def run(bench: Bench) -> Report:
@@ -59,7 +58,7 @@ def _limit(bench: Bench) -> Figures:
 
 def _move(database: Database) -> tuple[float, dict[str, float]]:
     """Claim and end all jobs; return the seconds it took and the CPU of either backend."""
-    worker, claimed = uuid.uuid4(), queue.Queue[list[Lease]](AHEAD)
+    worker, claimed = uuid.uuid4(), queue.Queue[list[Packet]](AHEAD)
     with (
         psycopg.connect(master_conninfo(database.dsn, "claim"), autocommit=True, prepare_threshold=0) as claims,
         psycopg.connect(master_conninfo(database.dsn, "outcome"), autocommit=True, prepare_threshold=0) as outcomes,
@@ -69,48 +68,55 @@ def _move(database: Database) -> tuple[float, dict[str, float]]:
         begun = time.perf_counter()
         ending = threading.Thread(target=_end_all, args=(outcomes, worker, claimed))
         ending.start()
-        _claim_all(claims, worker, claimed)
-        ending.join()
+        try:
+            _claim_all(claims, worker, claimed)
+        finally:
+            claimed.put([])
+            ending.join()
         seconds = time.perf_counter() - begun
         after = [cpu.used(connection.info.backend_pid) for connection in (claims, outcomes)]
     return seconds, {name: now - then for name, now, then in zip(("claim", "outcome"), after, before, strict=True)}
 
 
-def _claim_all(connection: psycopg.Connection, worker: uuid.UUID, claimed: queue.Queue[list[Lease]]) -> None:
+def _claim_all(connection: psycopg.Connection, worker: uuid.UUID, claimed: queue.Queue[list[Packet]]) -> None:
     """Claim until nothing is left, each time from where the last claim ended; an empty list says that it is over."""
     cursor, claim, mark = connection.cursor(binary=True), statements()["claim"], FRONT
-    rows: list[Any] = [()]
-    while rows:
+    packets: list[Packet] | None = None
+    while packets is None or packets:
         token = uuid.uuid4()
         cursor.execute(
             claim,
             {"worker": worker, "token": token, "queues": ["default"], "lanes": [2], "marks": [mark], "caps": [CLAIM_JOBS],
-             "kinds": ["noop"], "weights": [1000 // QUICK], "want": CLAIM_JOBS},
+             "kinds": ["noop"], "packets": [QUICK], "want": CLAIM_JOBS},
         )  # fmt: skip
         rows = cursor.fetchall()
         number, place, ids = (_columns(cursor).index(name) for name in ("number", "mark", "job_ids"))
-        claimed.put([(token, row[number], len(row[ids])) for row in rows])
+        packets = [_run(token, row[number], row[ids]) for row in rows]
+        claimed.put(packets)
         mark = max((row[place] for row in rows), default=mark)
 
 
-def _end_all(connection: psycopg.Connection, worker: uuid.UUID, claimed: queue.Queue[list[Lease]]) -> None:
+def _run(token: uuid.UUID, number: int, job_ids: list[int]) -> Packet:
+    """Return a packet whose jobs have all run, in no time."""
+    nothing = [0] * len(job_ids)
+    return Packet(
+        token, number, 0, 1, 0, 0, job_ids, nothing, [], b"", 0, ends=nothing, started=nothing, elapsed=nothing
+    )  # fmt: skip
+
+
+def _end_all(connection: psycopg.Connection, worker: uuid.UUID, claimed: queue.Queue[list[Packet]]) -> None:
     """End what is claimed as DONE, as many packets at once as there are, up to what a master takes."""
+    connection.adapters.register_dumper(Longs, LongsDumper)
     cursor, end = connection.cursor(binary=True), statements()["end_runs"]
-    plain = dict.fromkeys(("nexts", "outcomes", "delays", "errors", "evidences", "results"))
-    while batch := claimed.get():
-        while len(batch) < BATCH_PACKETS and not claimed.empty():
+    while packets := claimed.get():
+        while len(packets) < BATCH_PACKETS and not claimed.empty():
             if not (more := claimed.get()):
                 claimed.put(more)  # the end, to be met again
                 break
-            batch += more
-        firsts = list(accumulate((jobs for _, _, jobs in batch[:-1]), initial=1))
-        zeros = "{" + ",".join("0" * sum(jobs for _, _, jobs in batch)) + "}"
-        cursor.execute(
-            end,
-            {"worker": worker, "tokens": [token for token, _, _ in batch], "numbers": [number for _, number, _ in batch],
-             "firsts": firsts, "started": zeros, "elapsed": zeros, **plain},
-        )  # fmt: skip
-        if len(cursor.fetchall()) != len(batch):
+            packets += more
+        batch = Batch(packets, (), 0, random.random)
+        cursor.execute(end, {"worker": worker, **batch.parameters()})
+        if len(cursor.fetchall()) != len(packets):
             raise RuntimeError("a lease that was just made does not stand")
 
 
