@@ -93,17 +93,22 @@ class Channel:
         return True
 
     def recall(self) -> list[bytes]:
-        """Take back the packets that the child has not taken. It may take others of them meanwhile."""
+        """Take back the packets that the child has not taken. It may take others of them meanwhile.
+
+        A wish that it leave stands.
+        """
         packets: list[bytes] = []
         while True:
             try:
                 packet, passed, _, _ = self._child_jobs.recvmsg(wire.PACKET_BYTES, _ONE_FD, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                return packets
+                break
             for _, _, fd in passed:
                 os.close(int.from_bytes(fd, sys.byteorder))
-            if packet != wire.LEAVE:
-                packets.append(packet)
+            packets.append(packet)
+        if wire.LEAVE in packets:
+            self.send(wire.LEAVE)
+        return [packet for packet in packets if packet != wire.LEAVE]
 
     def read_results(self) -> bytes:
         """Return what the child has reported since, b"" when there is nothing (now, or any more)."""

@@ -96,10 +96,11 @@ def test_there_is_nothing_to_recall_twice(channel: Channel) -> None:
 
 
 def test_the_wish_to_leave_is_no_job(channel: Channel) -> None:
-    """It is taken back too, and not counted."""
+    """It is not counted among those taken back, and stands: else its child would wait for ever, and be killed for it."""
     channel.send(b"one")
     channel.send(wire.LEAVE)
     assert channel.recall() == [b"one"]
+    assert take(channel) == wire.LEAVE
 
 
 def test_a_recalled_payload_is_closed(channel: Channel) -> None:
