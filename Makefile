@@ -38,8 +38,9 @@ bench: $(VENV)/bench ## measure (BENCH="drain compare" chooses, ARGS="--repeats 
 bench-peers: $(VENV)/bench ## install the systems that fastq is compared with, each into an environment of its own
 	@$(BIN)/python -m bench peers
 
-chaos: $(VENV)/installed ## crash thousands of times, and look whether anything is lost, blamed wrongly or grows (CRASHES=10000)
+chaos: $(VENV)/installed ## crash thousands of times, reload and stop under load: is anything lost, blamed wrongly, run twice? (CRASHES=10000 RELOADS=10 SLEEPS=3)
 	@$(BIN)/python tests/chaos/crashes.py $(if $(CRASHES),--crashes $(CRASHES))
+	@$(BIN)/python tests/chaos/house.py $(if $(RELOADS),--reloads $(RELOADS)) $(if $(SLEEPS),--sleeps $(SLEEPS))
 
 clean: ## remove what make has made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -47,7 +47,7 @@ def rows(connection: psycopg.Connection) -> dict[str, int]:
 
 def files(masters: Masters) -> list[str]:
     """Return the temporary files of these masters."""
-    ids = {
+    ids = masters.ids | {
         found
         for master in masters.started
         for found in re.findall(r"serving .* as ([0-9a-f-]{36})$", master.text(), re.MULTILINE)

@@ -7,7 +7,6 @@ import fcntl
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,9 @@ from pathlib import Path
 import fastq
 
 app = fastq.App()
+
+getpid = os.getpid
+"""Bound early: among the jobs that run beside ours is one that breaks the library."""
 
 
 @app.job
@@ -65,10 +67,10 @@ def exclusive(path: str, seconds: float = 0.0) -> None:
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, job.id)
     except OSError:
-        os.write(fd, f"overlap {job.id} {os.getpid()} {job.token}\n".encode())
-    os.write(fd, f"begin {job.id} {os.getpid()} {job.token}\n".encode())
+        os.write(fd, f"overlap {job.id} {getpid()} {job.token}\n".encode())
+    os.write(fd, f"begin {job.id} {getpid()} {job.token}\n".encode())
     time.sleep(seconds)
-    os.write(fd, f"end {job.id} {os.getpid()} {job.token}\n".encode())
+    os.write(fd, f"end {job.id} {getpid()} {job.token}\n".encode())
     os.close(fd)
 
 
@@ -90,14 +92,6 @@ def held(path: object) -> dict[int, int]:
 @app.job(max_attempts=1)
 def fail(text: str = "no") -> None:
     raise ValueError(text)
-
-
-@app.job(max_attempts=1)
-def bail_out(how: str) -> None:
-    """Leave by an exception that would end a program."""
-    raise {"SystemExit": SystemExit(3), "KeyboardInterrupt": KeyboardInterrupt("no"), "GeneratorExit": GeneratorExit()}[
-        how
-    ]
 
 
 @app.job
@@ -140,14 +134,6 @@ def cancel() -> None:
 def overrun() -> None:
     while True:
         pass
-
-
-@app.job
-def spawn(path: str, detached: bool = False) -> None:
-    """Leave a grandchild behind that holds our output, in our group or in one of its own, then die."""
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=detached)
-    Path(path).write_text(str(process.pid))
-    os._exit(1)
 
 
 @app.job

@@ -103,20 +103,32 @@ class Masters:
     folder: Path
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: list[Master] = field(default_factory=list)
+    ids: set[str] = field(default_factory=set)
+    """Under which ids they have served, where that is known without their logs."""
 
     def start(
-        self, *args: str, app: str = str(APP), procs: int = 4, ready: bool = True, environ: dict[str, str] | None = None
+        self,
+        *args: str,
+        app: str = str(APP),
+        procs: int = 4,
+        ready: bool = True,
+        environ: dict[str, str] | None = None,
+        wrapper: tuple[str, ...] = (),
+        stderr: int | None = None,
     ) -> Master:
-        """Start `fastq-master` and, unless told otherwise, wait until it serves."""
+        """Start `fastq-master` and, unless told otherwise, wait until it serves.
+
+        `wrapper` is a command to run it by, and `stderr` where its log goes instead of a file that can be read.
+        """
         log = self.folder / f"master-{len(self.started)}.log"
         read, written = os.pipe()
         command = [sys.executable, "-m", "fastq", "master", "--app", app, "--procs", str(procs), "--metrics", "off"]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*command, *(("--ready-fd", str(written)) if ready else ()), *args],
+                [*wrapper, *command, *(("--ready-fd", str(written)) if ready else ()), *args],
                 env={**os.environ, "FASTQ_DSN": self.dsn, MARK: self.name, "SPT_NOENV": "1", **(environ or {})},
                 stdout=output,
-                stderr=output,
+                stderr=output if stderr is None else stderr,
                 pass_fds=(written,),
             )
         os.close(written)

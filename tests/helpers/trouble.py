@@ -26,7 +26,12 @@ from typing import Any
 
 import fastq
 
+sys.path.append(str(Path(__file__).parents[1]))  # masters are given this file, not the package it is in
+from helpers import jobs
+
 app = fastq.App(max_attempts=1)
+
+exclusive, crash, echo = (app.job(handler.function) for handler in (jobs.exclusive, jobs.crash, jobs.echo))
 
 SHARED = b"x" * (120 << 20)
 """Memory that every child shares with its template."""
@@ -81,11 +86,11 @@ def sleep_on() -> None:
 
 
 @app.job(**SHORT)
-def sleep_in_c() -> None:
-    """Sleep where a signal's handler has no chance: the call is begun again after it."""
-    libc = ctypes.PyDLL(None)
-    while True:
-        libc.usleep(900_000)
+def lock_up_in_c() -> None:
+    """Wait in C for a lock that we hold ourselves; no signal's handler has a chance, as Python's own lock is held too."""
+    libc, lock = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
+    libc.pthread_mutex_lock(lock)
+    libc.pthread_mutex_lock(lock)
 
 
 @app.job(**SHORT)
@@ -526,6 +531,18 @@ def answer(path: str, size: int) -> str:
 
 
 @app.job
+def look_at(path: str) -> int:
+    if not Path(path).exists():
+        raise FileNotFoundError(path)
+    return os.getpid()
+
+
+@app.job
+def wall_clock() -> float:
+    return time.time()
+
+
+@app.job
 def environment() -> dict[str, str]:
     return dict(os.environ)
 
@@ -612,6 +629,9 @@ RAISED: dict[str, Any] = {
     "recursion": _recurse,
     "memory": lambda: _raise(MemoryError()),
     "exit text": lambda: sys.exit("x"),
+    "exit 0": lambda: sys.exit(0),
+    "interrupt": lambda: _raise(KeyboardInterrupt("no")),
+    "generator": lambda: _raise(GeneratorExit()),
 }
 
 

@@ -32,31 +32,6 @@ def known(job: Job) -> dict[str, object]:
     return job.evidence
 
 
-SOFT = ["spin", "sleep_on", "swallow_errors", "wait_on"]
-"""Handlers in which the exception comes through, a coroutine among them."""
-
-HARD = ["swallow_everything", "count_in_c", "sleep_in_c", "lock_up", "lie_about_time"]
-"""Handlers in which it does not; each child can say where it was."""
-
-MUTE = ["stop_oneself", "be_deaf"]
-"""Handlers whose child hears nothing any more, and says nothing."""
-
-
-def test_a_run_past_its_limit_ends_as_failed_however_it_is_stuck(
-    masters: Masters, client: fastq.Client, connection: psycopg.Connection
-) -> None:
-    """C09, C10, C11, C24, C30, (f): in Python, in C, in a lock, stopped or deaf; the traceback shows where it was."""
-    masters.start(app=APP, procs=4)
-    ids = {name: client.enqueue(name) for name in (*SOFT, *HARD, *MUTE)}
-    jobs = {name: client.wait(job_id, 30) for name, job_id in ids.items()}
-    assert {name: (job.status, (job.error or "")[:13], job.attempt) for name, job in jobs.items()} == dict.fromkeys(
-        ids, ("FAILED", "timeout after", 1)
-    )
-    assert {name for name in (*SOFT, *HARD) if name not in str(known(jobs[name])["traceback"])} == set()
-    assert outcomes(connection) == {"FAILED": len(ids)}
-    clean(masters, connection)
-
-
 def test_a_child_survives_a_limit_that_its_handler_heeds(
     masters: Masters, client: fastq.Client, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
@@ -168,35 +143,6 @@ def test_a_run_is_held_to_its_cpu_time(masters: Masters, client: fastq.Client, c
     assert [(job.status, (job.error or "")[:18]) for job in ended] == [("FAILED", "CPU limit exceeded")] * 2
     assert "in burn" in str(known(ended[0])["traceback"])
     assert (known(ended[1])["verdict"], "burn_in_c" in str(known(ended[1])["traceback"])) == ("CPU", True)
-    clean(masters, connection)
-
-
-def test_a_run_that_takes_too_much_memory_is_a_panic_at_once(
-    masters: Masters, client: fastq.Client, connection: psycopg.Connection
-) -> None:
-    """C07, (g): the record says how much it was; what a child shares with its template does not count."""
-    masters.start(app=APP, procs=1)
-    within = client.wait(client.enqueue(trouble.hoard, 40), 20)
-    assert (within.status, within.result) == ("DONE", len(trouble.SHARED))
-    beyond = client.wait(client.enqueue(trouble.hoard, 120), 20)
-    assert (beyond.status, (beyond.error or "")[:21]) == ("PANIC", "memory limit exceeded")
-    evidence = known(beyond)
-    assert (evidence["verdict"], evidence["signal"]) == ("MEMORY", "SIGKILL")
-    assert 80 < float(str(evidence["memory_mib"])) < 400
-    assert "in hoard" in str(evidence["traceback"])
-    assert client.wait(client.enqueue(trouble.add, 1, 2), 10).result == 3
-    clean(masters, connection)
-
-
-def test_a_memory_error_is_a_failure_like_any_other(
-    masters: Masters, client: fastq.Client, connection: psycopg.Connection
-) -> None:
-    """C07, (g): Python says it itself, and its child lives on."""
-    masters.start(app=APP, procs=1)
-    first = client.wait(client.enqueue(trouble.pid), 10).result
-    job = client.wait(client.enqueue(trouble.starve), 10)
-    assert (job.status, job.error) == ("FAILED", "MemoryError")
-    assert client.wait(client.enqueue(trouble.pid), 10).result == first
     clean(masters, connection)
 
 

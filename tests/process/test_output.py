@@ -18,8 +18,6 @@ import fastq
 
 APP = trouble.__file__
 
-FLOOD_MIB = 40
-
 
 @pytest.fixture
 def client(dsn: str) -> Iterator[fastq.Client]:
@@ -55,27 +53,6 @@ def test_output_cannot_forge_a_line_of_the_log(
     text = master.text()
     assert re.findall(r"[^\n\x20-\x7e]", text.replace("#", "")) == []
     assert [line for line in text.splitlines() if "forged" in line and f"say #{job_id}: " not in line] == []
-    clean(masters, connection)
-
-
-def test_a_flood_slows_only_itself(
-    masters: Masters, client: fastq.Client, connection: psycopg.Connection, tmp_path: Path
-) -> None:
-    """C20, (k): it ends as DONE, the log is cut and says by how much, and the others do not notice."""
-    master = masters.start(app=APP, procs=2)
-    flood = client.enqueue(trouble.flood, FLOOD_MIB)
-    until(lambda: f"flood #{flood}: " in master.text(), "the flood to begin")
-    during = [client.wait(client.enqueue(trouble.add, n, n), 20).result for n in range(50)]
-    assert during == [2 * n for n in range(50)]
-    assert client.get(flood).status == "RUNNING"
-    assert client.wait(flood, 60).status == "DONE"
-
-    def lines() -> tuple[int, int]:
-        left_out = sum(int(n) for n in re.findall(r"\((\d+) more lines\)", master.text()))
-        return sum(bool(re.search(r": \d+ *$|the last words", line)) for line in master.text().splitlines()), left_out
-
-    until(lambda: sum(lines()) == (FLOOD_MIB << 14) + 1, "every line to be told or counted")
-    assert lines()[0] < (FLOOD_MIB << 14) / 10
     clean(masters, connection)
 
 

@@ -11,7 +11,6 @@ import psycopg
 import pytest
 from helpers import trouble
 from helpers.clean import assert_no_more, clean, open_files
-from helpers.jobs import held
 from helpers.masters import Masters, is_quiet, outcomes
 from helpers.until import until
 
@@ -39,25 +38,6 @@ def ours(masters: Masters) -> set[int]:
 def strangers(masters: Masters) -> list[str]:
     """Return the live processes that are neither master nor template nor child."""
     return [process.title for process in masters.processes() if not process.title.startswith("fastq: ")]
-
-
-@pytest.mark.parametrize("how", ["exit", "segv", "overrun"])
-def test_a_tree_of_processes_dies_with_its_child(
-    masters: Masters, client: fastq.Client, connection: psycopg.Connection, tmp_path: Path, how: str
-) -> None:
-    """C15, (j): in the group, in a session of its own, daemonised; however the child ends, and its neighbour does not."""
-    masters.start(app=APP, procs=2)
-    other, tree, go = (tmp_path / name for name in ("other", "tree", "go"))
-    neighbour = client.enqueue(trouble.keep_a_daemon, str(other), str(go))
-    until(lambda: held(go), "the neighbour to run")
-    job_id = client.enqueue(trouble.leave_a_tree.options(timeout=1.0 if how == "overrun" else None), str(tree), how)
-    assert client.wait(job_id, 30).status == ("FAILED" if how == "overrun" else "PANIC")
-    until(lambda: not pids(tree) & ours(masters), "the tree to die", seconds=10)
-    assert pids(other) <= ours(masters)
-    go.touch()
-    assert client.wait(neighbour, 20).status == "DONE"
-    assert client.wait(client.enqueue(trouble.add, 1, 2), 10).result == 3
-    clean(masters, connection)
 
 
 AT_IMPORT = """
@@ -139,24 +119,6 @@ def test_daemons_do_not_survive_their_template(
     os.kill(template, signal.SIGKILL)
     until(lambda: not strangers(masters), "what the job has started to go", seconds=10)
     assert client.wait(client.enqueue(trouble.add, 1, 2), 20).result == 3
-    clean(masters, connection)
-
-
-def test_a_handler_that_returns_twice_has_one_result(
-    masters: Masters, client: fastq.Client, connection: psycopg.Connection
-) -> None:
-    """C14, (j): the process it has forked says nothing, and its child goes on as if nothing had been."""
-    masters.start(app=APP, procs=1)
-    first = client.wait(client.enqueue(trouble.pid), 10).result
-    jobs = [client.wait(client.enqueue(trouble.return_twice), 10) for _ in range(5)]
-    assert [(job.status, job.result) for job in jobs] == [("DONE", first)] * 5
-    job = client.wait(client.enqueue(trouble.raise_twice), 10)
-    assert (job.status, job.error) == ("FAILED", "ValueError: twice")
-    assert client.wait(client.enqueue(trouble.leave_twice), 10).result == first
-    ids = client.enqueue_many([trouble.return_twice.job()] * 20)
-    assert {client.wait(job_id, 20).result for job_id in ids} == {first}
-    assert outcomes(connection) == {"DONE": 27, "FAILED": 1}
-    until(lambda: not strangers(masters) and len(masters.children()) == 1, "the forked to leave")
     clean(masters, connection)
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from helpers.clean import assert_no_more, clean, open_files
+from helpers.house import full_house, write_version
 from helpers.jobs import held
-from helpers.masters import Master, Masters, is_quiet, outcomes
+from helpers.masters import Master, Masters, outcomes
 from helpers.until import until
 
 import fastq
 
 CODE = """
-import fastq, fcntl, os, pathlib, time
+import fastq, os, pathlib, time
 
 app = fastq.App()
 
@@ -24,19 +25,6 @@ app = fastq.App()
 
 @app.job
 def version():
-    return {version!r}
-
-@app.job
-def work(path, seconds):
-    job = fastq.current_job()
-    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, job.id)
-    except OSError:
-        os.write(fd, b"overlap\\n")
-    time.sleep(seconds)
-    os.write(fd, b"%d\\n" % job.id)
-    os.close(fd)
     return {version!r}
 
 @app.job
@@ -86,46 +74,18 @@ def templates(masters: Masters) -> list[int]:
     return [process.pid for process in masters.processes() if process.title.startswith("fastq: template")]
 
 
-def test_ten_reloads_under_load_lose_nothing(
-    masters: Masters,
-    client: fastq.Client,
-    connection: psycopg.Connection,
-    app: Path,
-    tmp_path: Path,
-    record_property: pytest.RecordProperty,
+def test_ten_reloads_in_a_full_house_lose_nothing(
+    masters: Masters, connection: psycopg.Connection, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """No job is lost, none runs twice, no two runs overlap, the new code runs afterwards, and there is no pause."""
-    procs, evidence = 4, tmp_path / "evidence"
-    master = masters.start(app=str(app), procs=procs)
-    number = 0
-    for version in range(1, 11):
-        client.enqueue_many([fastq.NewJob(kind="work", payload={"path": str(evidence), "seconds": 0.005})] * 300)
-        number += 300
-        write(app, version)
-        reload(masters, master, procs)
-        assert client.wait(client.enqueue("version"), 20).result == version
-    until(lambda: is_quiet(connection), "all to end", seconds=60)
-    assert outcomes(connection) == {"DONE": number + 10}
-    assert connection.execute(
-        "SELECT count(*), count(DISTINCT job_id), max(attempt) FROM fastq.attempt"
-    ).fetchone() == (number + 10, number + 10, 1)
-    lines = evidence.read_text().splitlines()
-    assert (len(lines), len(set(lines)), "overlap" in lines) == (number, number, False)
-    gap = longest_pause(connection)
-    record_property("longest_pause_seconds", gap)
-    print(f"longest pause between two ends of runs: {gap * 1000:.0f} ms")
-    until(lambda: len(templates(masters)) == 1, "the last but one template to go")
-    clean(masters, connection)
-
-
-def longest_pause(connection: psycopg.Connection) -> float:
-    """Return the longest time between two ends, in seconds."""
-    row = connection.execute(
-        "SELECT extract(epoch FROM max(pause))::float8"
-        " FROM (SELECT finished_at - lag(finished_at) OVER (ORDER BY finished_at) AS pause FROM fastq.attempt) AS pauses"
-    ).fetchone()
-    assert row is not None
-    return float(row[0])
+    app = tmp_path / "versions.py"
+    write_version(app, 0)
+    with full_house(masters, connection, app=str(app)) as house:
+        for number in range(1, 11):
+            house.reload(app, number)
+        until(lambda: len(templates(masters)) == 1, "the last but one template to go")
+        record_property("longest_pause_seconds", house.longest_pause())
+        print(f"longest pause between two ends of runs: {house.longest_pause() * 1000:.0f} ms")
 
 
 def test_a_running_job_is_not_disturbed_by_a_reload(
