@@ -13,6 +13,7 @@ import os
 import signal
 import traceback
 import uuid
+from math import inf
 from time import CLOCK_BOOTTIME, clock_gettime_ns, monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,10 @@ FLUSH_SECONDS = 10.0
 
 CANCEL_SECONDS = 5.0
 """How long services have to end."""
+
+DIE_SECONDS = 2.0
+"""How long a stop waits for what it has killed: a child that sleeps in the kernel (its file server is gone) dies when
+it wakes. It is left behind, and the lease of its job with it, to be rescued."""
 
 LEAVE_SECONDS = 6.0
 """How long the last children have to leave; the nursery kills those who do not, a little earlier."""
@@ -419,13 +424,9 @@ class Life:
         """Lease no more, give back what has not begun, let the rest finish, write, leave."""
         self._emit(MasterStopping("quick" if self._stop.quick.is_set() else "drain"))
         self._is_serving, self._nursery.closing = False, True
+        self._nursery.wake()
         await self._stop_leasing()
-        over = monotonic() + self._config.grace
-        while any(child.is_busy for child in self._children) and not self._end.done():
-            if monotonic() > over or self._stop.quick.is_set():
-                for child in self._children:
-                    self._nursery.kill(child, "stop")
-            await asyncio.sleep(0.01)
+        await self._finish_runs()
         if self._end.done():
             self._end.result()
         self._release_unstarted()  # what children have given back meanwhile
@@ -433,6 +434,16 @@ class Life:
         await self._dismiss_all()
         await self._leave("unregister")
         self._emit(MasterStopped(self._completer.finished, self._completer.released))
+
+    async def _finish_runs(self) -> None:
+        """Let what runs finish, for as long as the grace lasts; then kill it."""
+        over, dead = monotonic() + self._config.grace, inf
+        while any(child.is_busy for child in self._children) and not self._end.done() and monotonic() < dead:
+            if monotonic() > over or self._stop.quick.is_set():
+                dead = min(dead, monotonic() + DIE_SECONDS)
+                for child in self._children:
+                    self._nursery.kill(child, "stop")
+            await asyncio.sleep(0.01)
 
     async def _dismiss_all(self) -> None:
         """Let the children leave by themselves; who has not left in time goes with the template."""
@@ -442,7 +453,9 @@ class Life:
                 self._nursery.dismiss(child)
             elif child.phase is Phase.STARTING:
                 self._nursery.kill(child, "stop")  # it has nothing to end in order
-        while len(self._children) and monotonic() < over and not self._stop.quick.is_set():
+        while (
+            not all(child.is_busy for child in self._children) and monotonic() < over and not self._stop.quick.is_set()
+        ):
             await asyncio.sleep(0.005)
 
     async def _hand_over(self) -> None:
@@ -481,7 +494,7 @@ class Life:
         try:
             async with asyncio.timeout(FLUSH_SECONDS):
                 await self._claims.fetch(how, FLUSH_SECONDS, worker=self._worker)
-                self._is_known = False
+                self._is_known = self._inflight.jobs > 0  # a row with leases stays
         except (Lost, TimeoutError):
             pass
 

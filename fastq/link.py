@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -110,6 +111,11 @@ class Link:
             self._lose(f"it has not answered for {SILENCE_SECONDS:g} s")
         elif self._ready.done() and silence > PING_SECONDS:
             self.tell(do="ping")
+
+    def wake(self) -> None:
+        """Let it go on, if somebody has stopped it."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
 
     async def end(self) -> None:
         """Kill it, and wait until it is dead."""

@@ -51,6 +51,9 @@ LEAVE_SECONDS = 5.0
 JITTER = 0.1
 """Children are recycled so much earlier or later than told, so that they do not all go at once."""
 
+DIE_SECONDS = 2.0
+"""How long the end of a life waits for the children that it has killed."""
+
 STRAYS_SECONDS = 2.0
 """How long the end of a life waits for what jobs have left behind."""
 
@@ -243,14 +246,21 @@ class Nursery:
         too_big = config.recycle_memory and (child.usage.memory or 0.0) > config.recycle_memory
         return "recycle" if child.runs >= child.runs_max or age > child.age_max or too_big else None
 
+    def wake(self) -> None:
+        """Let templates go on that somebody has stopped: an end in order needs them."""
+        for link in self._links:
+            link.wake()
+
     async def end(self) -> None:
-        """Kill the templates and every child, and wait until they are dead."""
+        """Kill the templates and every child, and wait until they are dead, but not for what sleeps in the kernel."""
         self.closing = True
         for link in self._links:
             await link.end()
+        over = monotonic() + DIE_SECONDS
         for child in self._children:
             self.kill(child, "template")
-            while child.pidfd >= 0 and not _is_over(child.pidfd):
+        for child in self._children:
+            while child.pidfd >= 0 and not _is_over(child.pidfd) and monotonic() < over:
                 await asyncio.sleep(0.001)
         strays.kill_all(self._ours, STRAYS_SECONDS, spare_name=POSTGRES)
 

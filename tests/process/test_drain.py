@@ -7,8 +7,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from helpers import jobs
+from helpers import jobs, trouble
+from helpers.clean import clean
 from helpers.masters import Masters, is_quiet, outcomes
+from helpers.stuck import dead_disk
 from helpers.until import until
 
 import fastq
@@ -40,6 +42,11 @@ def assert_left_nothing(connection: psycopg.Connection, masters: Masters) -> Non
         ("lease", "worker", "sleeper"), 0
     )
     assert masters.processes() == []
+
+
+def state(pid: int) -> str:
+    """Return the state of a process, as a letter."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -170,3 +177,25 @@ def test_a_stop_is_heeded_while_the_app_is_imported(
     assert master.wait() == 0
     assert "Traceback" not in master.text()
     assert_left_nothing(connection, masters)
+
+
+def test_a_child_that_no_signal_reaches_does_not_keep_its_master_from_leaving(
+    masters: Masters, client: fastq.Client, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """C26: it waits for a disk that is dead. Its slot is lost, the others work; after a stop its job is the next master's."""
+    (disk := tmp_path / "disk").mkdir()
+    master = masters.start("--grace", "0.5", "--lease", "3", app=trouble.__file__, procs=16)
+    with dead_disk(disk) as is_asked:
+        job_id = client.enqueue(trouble.look_at.options(timeout=0.3, priority=1), str(disk / "file"))
+        others = client.enqueue_many([trouble.nap.job(0.02)] * 500)
+        until(is_asked, "it to look")
+        until(lambda: "D" in {state(child.pid) for child in masters.children()}, "the kill that does not kill")
+        assert {client.wait(other, 30).status for other in others} == {"DONE"}
+        assert client.get(job_id).status == "RUNNING"
+        assert master.stop() == 0
+        assert [state(process.pid) for process in masters.processes()] == ["D"]
+    until(lambda: not masters.processes(), "it to die at last")
+    masters.start(app=trouble.__file__, procs=1)
+    job = client.wait(job_id, 30)
+    assert (job.status, job.error, job.attempt) == ("FAILED", f"FileNotFoundError: {disk}/file", 1)
+    clean(masters, connection)
