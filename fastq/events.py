@@ -56,6 +56,13 @@ class TemplateReady(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class SocketsShared(Event):
+    """The app has opened sockets while it was imported; every child has them, and none has them alone."""
+
+    sockets: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class TemplateLost(Event):
     """The template is gone, and its children with it."""
 

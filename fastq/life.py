@@ -32,6 +32,7 @@ from fastq.events import (
     MasterStarted,
     MasterStopped,
     MasterStopping,
+    SocketsShared,
     TemplateReady,
     Trouble,
 )
@@ -187,6 +188,8 @@ class Life:
         kinds = await link.start(self._deadline, self._lifeline.fd, environ, self._catalogue.names())
         self._catalogue.take(kinds)
         self._emit(TemplateReady(link.pid, [kind.name for kind in kinds if kind]))
+        if link.sockets:
+            self._emit(SocketsShared(link.sockets))
         return True
 
     def _assemble(self) -> None:

@@ -57,6 +57,8 @@ class Link:
         self._is_over = False
         self.is_retired = False
         """Whether another has taken its place; it goes with its last child."""
+        self.sockets: list[str] = []
+        """What its app has opened while it was imported."""
         self.knows: frozenset[int] = frozenset()
         """The numbers of the kinds that its app has."""
 
@@ -152,6 +154,7 @@ class Link:
         notice = wire.read_notice(data)
         match notice["event"]:
             case "ready":
+                self.sockets = notice["sockets"]
                 try:
                     self._ready.set_result([kind and Kind(**kind) for kind in notice["kinds"]])
                 except TypeError as error:  # fastq itself was replaced beneath us

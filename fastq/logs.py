@@ -52,6 +52,10 @@ def word(event: events.Event) -> tuple[int, str] | None:
             return logging.INFO, f"stopped: {event.finished} jobs finished, {event.released} given back"
         case events.TemplateReady():
             return logging.INFO, f"template {event.pid} is ready: {', '.join(event.kinds) or 'no handlers'}"
+        case events.SocketsShared():
+            which = printable(", ".join(event.sockets))
+            text = f"the app has opened sockets while it was imported ({which}), and all children share them;"
+            return logging.WARNING, f"{text} what each needs for itself is opened in on_child_start"
         case events.TemplateLost():
             return logging.ERROR, f"the template is lost: {event.why}; starting another"
         case events.ChildBorn():

@@ -8,7 +8,7 @@ master is stopped or cut off.
 It is told what to do, and tells what happened, by notices over one SEQPACKET socket:
 
     from the master                          to the master
-    {"do": "import", app, known, ...}        {"event": "ready", kinds} or {"event": "failed", error, traceback}
+    {"do": "import", app, known, ...}        {"event": "ready", kinds, sockets} or {"event": "failed", error, traceback}
     {"do": "fork", slot, serial} + 5 fds     {"event": "born", serial, pid} + pidfd, or {"event": "unborn", ...}
     {"do": "ping"}                           {"event": "pong"}
                                              {"event": "died", serial, pid, code, status, ...}
@@ -26,6 +26,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import struct
 import sys
 import threading
@@ -42,6 +43,8 @@ from fastq.errors import AppImportError, FastqError
 from fastq.text import storable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastq.app import App, Handler
 
 GUARD_SECONDS = 0.25
@@ -54,6 +57,8 @@ LEAVE_SECONDS = 2.0
 """How long the end waits for everything that it has killed."""
 
 NOTICE_BYTES = 208 * 1024
+SOCKETS = 10
+"""So many of the sockets that an app has opened are named."""
 TEXT_CHARS = 16 * 1024
 _DEADLINE = struct.Struct("<q")
 
@@ -126,6 +131,7 @@ class Template:
                 self._tell(event="pong")
 
     def _import(self, ref: str, known: list[str], *, allow_native_threads: bool) -> None:
+        before = _sockets()
         try:
             app = load_app(ref)
             _refuse_threads(allow_native_threads=allow_native_threads)
@@ -136,7 +142,8 @@ class Template:
         gc.freeze()
         self._app, self._spare = app, strays.own_children()
         self._handlers = [app.handlers.get(name) for name in dict.fromkeys([*known, *app.handlers])]
-        self._tell(event="ready", kinds=[handler and handler.kind for handler in self._handlers])
+        sockets = [name for fd, name in _sockets().items() if fd not in before][:SOCKETS]
+        self._tell(event="ready", kinds=[handler and handler.kind for handler in self._handlers], sockets=sockets)
 
     def _fork(self, slot: int, serial: int, fds: list[int]) -> None:
         assert self._app is not None, "fork before import"
@@ -235,6 +242,25 @@ def _short(text: str) -> str:
     """Return text that fits a notice: head and tail of what is longer."""
     text = storable(text)
     return text if len(text) <= TEXT_CHARS else f"{text[: TEXT_CHARS // 2]}\n...\n{text[-TEXT_CHARS // 2 :]}"
+
+
+def _sockets() -> dict[int, str]:
+    """Return the sockets of this process, and what a person would call each."""
+    found = {}
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                with socket.socket(fileno=os.dup(fd)) as copy:
+                    found[fd] = f"{copy.family.name} {_end(copy.getpeername) or _end(copy.getsockname)}".strip()
+    return found
+
+
+def _end(ask: Callable[[], object]) -> str:
+    """Return one end of a socket; nothing if it has none."""
+    with contextlib.suppress(OSError):
+        end = ask()
+        return ":".join(map(str, end[:2])) if isinstance(end, tuple) else storable(str(end))
+    return ""
 
 
 def _refuse_threads(*, allow_native_threads: bool) -> None:

@@ -289,18 +289,19 @@ def test_a_stop_in_a_storm_of_crashes_leaves_every_job_whole(
     clean(masters, connection)
 
 
-def test_a_socket_that_the_app_opens_at_import_is_not_the_master_s(
+def test_a_socket_that_the_app_opens_at_import_is_told_of(
     masters: Masters, client: fastq.Client, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """(r): the template's children share it, as documented; a stop closes it, and the master never had it."""
+    """(r): all children share it, and the log says so; a stop closes it, and the master never had it."""
     app = tmp_path / "my_app.py"
     app.write_text(
         "import fastq, socket\nserver = socket.create_server(('127.0.0.1', 0))\napp = fastq.App()\n"
         "@app.job\ndef port(): return server.getsockname()[1]\n"
     )
-    masters.start(app=str(app), procs=2)
+    master = masters.start(app=str(app), procs=2)
     port = client.wait(client.enqueue("port"), 20).result
     socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    assert f"opened sockets while it was imported (AF_INET 127.0.0.1:{port})" in master.text()
     clean(masters, connection)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=10)
