@@ -68,7 +68,7 @@ class House:
     @property
     def template(self) -> Process:
         """The template; there must be one."""
-        (found,) = until(lambda: [p for p in self.masters.processes() if p.title == "fastq: template"], "a template")
+        (found,) = until(self.masters.templates, "a template")
         return found
 
     def done(self) -> int:

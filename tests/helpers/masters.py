@@ -27,6 +27,7 @@ class Process:
 
     pid: int
     title: str
+    parent: int
 
     @property
     def is_child(self) -> bool:
@@ -45,10 +46,10 @@ def processes(mark: str) -> list[Process]:
             with contextlib.suppress(OSError):
                 if f"{MARK}={mark}".encode() not in Path(f"/proc/{entry}/environ").read_bytes():
                     continue
-                state = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[0]
+                state, parent = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[:2]
                 title = Path(f"/proc/{entry}/cmdline").read_text().replace("\0", " ").strip()
                 if state != "Z":
-                    found.append(Process(int(entry), title))
+                    found.append(Process(int(entry), title, int(parent)))
     return found
 
 
@@ -148,6 +149,11 @@ class Masters:
     def children(self) -> list[Process]:
         """Return the live children."""
         return [process for process in self.processes() if process.is_child]
+
+    def templates(self) -> list[Process]:
+        """Return the live templates; their children, which begin under their name, are none."""
+        masters = {master.pid for master in self.started}
+        return [p for p in self.processes() if p.title == "fastq: template" and p.parent in masters]
 
     def kill_all(self) -> None:
         """Kill whatever still runs."""

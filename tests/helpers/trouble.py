@@ -231,6 +231,13 @@ def hoard(mib: int) -> int:
 
 
 @app.job
+def eat_memory() -> None:
+    """Take all the memory there is, a little at a time."""
+    while True:
+        HOARD.append(b"x" * (4 << 20))
+
+
+@app.job
 def leak(mib: int) -> int:
     HOARD.append(b"x" * (mib << 20))
     return os.getpid()
@@ -508,6 +515,16 @@ def babble(data: str, times: int = 1) -> None:
     for fd in pipes():
         os.write(fd, bytes.fromhex(data) * times)
     time.sleep(600)
+
+
+@app.job
+def scribble(byte: int) -> None:
+    """Write over all memory that this process shares with another, then go on as if nothing had been."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, rights, *_ = line.split()
+        if rights == "rw-s":
+            begin, end = (int(address, 16) for address in span.split("-"))
+            ctypes.memset(begin, byte, end - begin)
 
 
 @app.job

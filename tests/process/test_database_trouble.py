@@ -131,10 +131,10 @@ def test_outcomes_wait_for_a_database_that_is_away(
     masters: Masters, client: fastq.Client, connection: psycopg.Connection, dsn: str, tmp_path: Path
 ) -> None:
     """While nobody may connect, children finish what they have; the outcomes are written when it is back."""
-    masters.start(procs=4)
+    masters.start(procs=16)
     go = tmp_path / "go"
-    ids = client.enqueue_many([jobs.hold.job(str(go))] * 4)
-    until(lambda: len(jobs.held(go)) == 4, "four busy children")
+    ids = client.enqueue_many([jobs.hold.job(str(go))] * 16)
+    until(lambda: len(jobs.held(go)) == 16, "sixteen busy children")
     name = connection.info.dbname
     with psycopg.connect(dsn, autocommit=True, dbname="postgres") as admin:
         admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
@@ -146,8 +146,8 @@ def test_outcomes_wait_for_a_database_that_is_away(
             )
         finally:
             admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(sql.Identifier(name)))
-    assert [client.wait(job_id, 20).status for job_id in ids] == ["DONE"] * 4
-    assert connection.execute("SELECT attempt, count(*) FROM fastq.attempt GROUP BY 1").fetchall() == [(1, 4)]
+    assert [client.wait(job_id, 20).status for job_id in ids] == ["DONE"] * 16
+    assert connection.execute("SELECT attempt, count(*) FROM fastq.attempt GROUP BY 1").fetchall() == [(1, 16)]
 
 
 def test_a_claim_that_is_committed_after_its_master_gave_it_up_is_found(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from helpers import trouble
+from helpers import jobs, trouble
 from helpers.clean import assert_no_more, clean, open_files
 from helpers.house import PROCS, full_house, zombies
 from helpers.jobs import held
@@ -56,6 +56,19 @@ def test_idle_children_may_be_killed_for_ever(
     assert outcomes(connection) == {"DONE": 2}
     assert_no_more(master, before)
     until(lambda: not zombies(masters), "the dead to be fetched")
+    clean(masters, connection)
+
+
+def test_three_hundred_children_may_come_and_go_at_once(
+    masters: Masters, client: fastq.Client, connection: psycopg.Connection
+) -> None:
+    """More than their template can hear of in one go; so may their successors."""
+    master = masters.start(procs=300)
+    until(lambda: len(masters.children()) == 300, "all to be there", seconds=60)
+    ids = client.enqueue_many([jobs.nap.job(0.2)] * 600)
+    assert {client.wait(job_id, 60).status for job_id in ids} == {"DONE"}
+    master.signal(signal.SIGHUP)
+    until(lambda: "reloaded" in master.text(), "the new ones to be asked for")
     clean(masters, connection)
 
 

@@ -187,7 +187,9 @@ def test_a_job_that_breaks_its_channel_costs_only_itself(masters: Masters, conne
             "half a frame": trouble.babble.options(timeout=0.5).job(half.hex()),
         }
         babble = {how: trouble.babble.job(data.hex(), times) for how, (data, times) in GARBAGE.items()}
-        ended = house.run({**mute, **babble})
+        scribble = {f"byte {n}": trouble.scribble.options(timeout=1.0).job(n) for n in (0, 1, 255)}
+        ended = house.run({**mute, **babble, **scribble})
+        assert {ended[how].status for how in scribble} <= {"DONE", "PANIC", "FAILED"}
         assert {how: known(ended[how])["verdict"] for how in GARBAGE} == dict.fromkeys(GARBAGE, "PROTOCOL")
         assert {ended[how].status for how in GARBAGE} == {"PANIC"}
         assert {ended[how].status for how in mute} <= {"PANIC", "FAILED"}

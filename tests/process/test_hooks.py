@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from helpers.clean import clean
+from helpers.house import PROCS
 from helpers.jobs import held
 from helpers.masters import Masters, leftovers, outcomes
 from helpers.until import until
@@ -138,7 +139,7 @@ def test_a_child_is_ready_only_when_its_hooks_are_done(
     masters: Masters, client: fastq.Client, connection: psycopg.Connection, notes: Path
 ) -> None:
     """(p): until then its jobs go to others, also to those of another master, and a stop does not wait for it."""
-    slow = masters.start(app=app(notes, start="time.sleep(600)"), procs=1)
+    slow = masters.start(app=app(notes, start="time.sleep(600)"), procs=PROCS)
     until(notes.exists, "the hook to begin")
     job_id = client.enqueue("use")
     folder = notes.with_name("other")
@@ -163,11 +164,11 @@ def test_children_that_never_start_end_their_master(
 ) -> None:
     """(p), C25: with status 5 and the reason, after few tries with longer and longer waits; no job is touched."""
     job_id = client.enqueue("use")
-    master = masters.start(app=app(notes, start=start), procs=2, ready=False)
+    master = masters.start(app=app(notes, start=start), procs=PROCS, ready=False)
     assert master.wait(60) == 5
     last = master.text().splitlines()[-1]
     assert last.startswith("fastq: ") and words in last
-    assert 2 <= len(by_child(notes)) <= 16
+    assert PROCS <= len(by_child(notes)) <= 8 * PROCS
     assert (client.get(job_id).status, client.get(job_id).attempt, outcomes(connection)) == ("PENDING", 0, {})
     assert leftovers(masters.name) == []
     clean(masters, connection)

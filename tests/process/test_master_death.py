@@ -35,10 +35,10 @@ def kill(masters: Masters, master: Master) -> None:
 
 def test_a_killed_master_takes_its_processes_along(masters: Masters, client: fastq.Client, tmp_path: Path) -> None:
     """Neither template nor child nor what a job has started outlives the master, busy as they are."""
-    master = masters.start(procs=8)
-    client.enqueue_many([jobs.hold.job(str(tmp_path / "never"))] * 8)
-    until(lambda: len(jobs.held(tmp_path / "never")) == 8, "eight busy children")
-    assert len(masters.processes()) == 10
+    master = masters.start(procs=16)
+    client.enqueue_many([jobs.hold.job(str(tmp_path / "never"))] * 64)
+    until(lambda: len(jobs.held(tmp_path / "never")) == 16, "sixteen busy children")
+    assert len(masters.processes()) == 18
     kill(masters, master)
 
 
@@ -46,17 +46,17 @@ def test_a_killed_template_costs_no_job(
     masters: Masters, client: fastq.Client, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
     """The children die with their template; its master starts another and gives their jobs back."""
-    master = masters.start(procs=4)
+    master = masters.start(procs=16)
     go = tmp_path / "go"
-    ids = client.enqueue_many([jobs.hold.job(str(go))] * 20)
-    until(lambda: len(jobs.held(go)) == 4, "four busy children")
+    ids = client.enqueue_many([jobs.hold.job(str(go))] * 80)
+    until(lambda: len(jobs.held(go)) == 16, "sixteen busy children")
     (template,) = (process for process in masters.processes() if process.title.startswith("fastq: template"))
     before = set(jobs.held(go).values())
     os.kill(template.pid, signal.SIGKILL)
-    until(lambda: len(set(jobs.held(go).values()) - before) == 4, "four busy children of the next template")
+    until(lambda: len(set(jobs.held(go).values()) - before) == 16, "sixteen busy children of the next template")
     go.touch()
     assert {client.wait(job_id, 30).status for job_id in ids} == {"DONE"}
-    assert outcomes(connection) == {"DONE": 20}
+    assert outcomes(connection) == {"DONE": 80}
     assert connection.execute("SELECT DISTINCT attempt FROM fastq.attempt").fetchall() == [(1,)]
     assert master.stop() == 0
 
@@ -66,7 +66,7 @@ def test_templates_killed_under_load_cost_no_job(
 ) -> None:
     """Three templates die while their children work: every job still ends once, and no two runs of it overlap."""
     chance, evidence = random.Random(SEED), tmp_path / "evidence"
-    master = masters.start(procs=4)
+    master = masters.start(procs=16)
     client.enqueue_many([jobs.exclusive.job(str(evidence), chance.choice((0.0, 0.001, 0.02))) for _ in range(2000)])
     for part in range(3):
         until(lambda due=100 + part * 500: outcomes(connection).get("DONE", 0) > due, "some more to be done")
@@ -86,13 +86,13 @@ def test_a_second_master_finishes_everything(
 ) -> None:
     """The jobs of a killed master are run by its successor: none is lost, none ends twice, no two runs overlap."""
     chance, evidence = random.Random(SEED), tmp_path / "evidence"
-    first = masters.start(procs=8)
+    first = masters.start(procs=16)
     client.enqueue_many([jobs.exclusive.job(str(evidence), chance.choice((0.0, 0.001, 0.02))) for _ in range(3000)])
     until(lambda: outcomes(connection).get("DONE", 0) >= 300, "a good part to be done")
     kill(masters, first)
     assert not is_quiet(connection)
 
-    masters.start(procs=8)
+    masters.start(procs=16)
     until(lambda: is_quiet(connection), "the rest to be done", seconds=60)
     assert connection.execute("SELECT count(*), count(DISTINCT job_id) FROM fastq.attempt").fetchone() == (3000, 3000)
     assert outcomes(connection) == {"DONE": 3000}
