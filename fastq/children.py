@@ -60,6 +60,8 @@ class Usage:
     threads: tuple[int, ...] = ()
     """How many it had, the last few times we looked."""
     threads_told: int = 1
+    cpu_told: float = 0.0
+    """CPU seconds of the process when it was last surveyed."""
 
 
 @dataclass(slots=True, eq=False)

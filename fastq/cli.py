@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 DEFAULTS = Config(app="-")
 
+STALE_SAMPLES = 3
+"""Figures of the whole database are told until so many samples are missing."""
+
 
 class Parser(argparse.ArgumentParser):
     """argparse, with our exit status for wrong arguments."""
@@ -80,6 +83,10 @@ OPTIONS: tuple[tuple[str, Callable[[str], Any], str, str], ...] = (
     ("poll", float, "S", "seconds between looks when nothing wakes us"),
     ("max_lost", int, "N", "masters that a job may lose"),
     ("name", str, "TEXT", "a label for people"),
+    ("metrics_cert", str, "FILE", "certificate, to answer with TLS"),
+    ("metrics_key", str, "FILE", "its key, if it is in another file"),
+    ("metrics_login", str, "FILE", "holds user:password, to be asked for"),
+    ("statistics", float, "S", "seconds between looks at the whole database, by one master for all; 0: never"),
     ("breaker_pause", float, "S", "for so long"),
     ("recycle_jobs", int, "N", "replace a child after so many runs; 0: never"),
     ("recycle_seconds", float, "S", "replace a child after so long; 0: never"),
@@ -156,10 +163,11 @@ def run_master(args: argparse.Namespace) -> int:
 
 async def _serve(config: Config, database: Database, ready_fd: int | None) -> None:
     from fastq.master import Master  # noqa: PLC0415 - only a master needs a master
-    from fastq.metrics import Metrics, serve  # noqa: PLC0415
+    from fastq.metrics import Metrics  # noqa: PLC0415
+    from fastq.status import Recent  # noqa: PLC0415
+    from fastq.web import Pages, Web, read_login  # noqa: PLC0415
 
-    metrics = Metrics(version=__version__)
-    listeners: list[Emit] = [metrics, logs.log]
+    listeners: list[Emit] = [logs.log]
     if ready_fd is not None:
         listeners.append(_say_ready(ready_fd))
 
@@ -168,16 +176,21 @@ async def _serve(config: Config, database: Database, ready_fd: int | None) -> No
             listener(event)
 
     master = Master(config, database.dsn, str(database.address), emit)
-    metrics.gauges = master.gauges
     if config.metrics is None:
         await master.run()
         return
-    url, stop = serve(metrics, config.metrics)
-    logs.LOG.info("metrics on %s", url)
-    try:
+    stale = STALE_SAMPLES * config.statistics
+    metrics, recent = Metrics(__version__, stale), Recent(stale)
+    listeners[:0] = metrics, recent
+
+    def status() -> dict[str, Any]:
+        return {"version": __version__, **master.status(), **recent.tell(), "runs": metrics.runs()}
+
+    login = read_login(config.metrics_login) if config.metrics_login else ""
+    pages = Pages(asyncio.get_running_loop(), status, metrics.write, login)
+    with Web(config, pages) as web:
+        logs.LOG.info("metrics on %s", web.url)
         await master.run()
-    finally:
-        stop()
 
 
 def _say_ready(fd: int) -> Emit:

@@ -19,6 +19,7 @@ import psycopg
 
 from fastq.batch import Batch, release
 from fastq.events import OutcomesRefused, OutcomesWritten, RunFailed, RunsEnded
+from fastq.evidence import cause_of
 from fastq.inflight import NEVER
 from fastq.outcome import End
 from fastq.store import Lost
@@ -223,7 +224,8 @@ class Completer:
             runs, waits = list(compress(runs, ran)), list(compress(waits, ran))
         self._emit(RunsEnded(kind, counts, runs, waits))
         for job_id, row in batch.failures(packet):
-            self._emit(RunFailed(job_id, kind, packet.attempt, row.name, row.error or ""))
+            _, evidence = packet.found.get(job_id, ("", None))
+            self._emit(RunFailed(job_id, kind, packet.attempt, row.name, row.error or "", cause_of(evidence or {})))
         return counts
 
     async def _resolve(self) -> None:

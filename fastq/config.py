@@ -39,6 +39,14 @@ class Config:
     """Queues to serve; none named: all."""
     metrics: tuple[str, int] | None = ("127.0.0.1", 9187)
     """Where Prometheus finds us; None: nowhere. Port 0 picks one."""
+    metrics_cert: str = ""
+    """A file with the certificate (and key) to answer with TLS; empty: plain HTTP."""
+    metrics_key: str = ""
+    """The file of its key, if that is another."""
+    metrics_login: str = ""
+    """A file whose one line, user:password, is asked for; empty: nobody is asked."""
+    statistics: float = 10.0
+    """Seconds between two looks at the whole database by the one master that samples it; 0: never."""
     grace: float = 25.0
     """Seconds that running jobs have to finish at a drain (25 as in Sidekiq: within Kubernetes' 30)."""
     lease: float = 15.0
@@ -81,6 +89,8 @@ class Config:
                     self.metrics is not None and not 0 <= self.metrics[1] <= 65535,
                     f"metrics: {self.metrics}, port must be 0 to 65535",
                 ),
+                (bool(self.metrics_key) and not self.metrics_cert, "metrics-key: without metrics-cert"),
+                (not 0 <= self.statistics <= 3600, f"statistics: {self.statistics} s, must be 0 to 3600"),
                 (self.recycle_jobs < 0, f"recycle-jobs: {self.recycle_jobs}, must be 0 or more"),
                 (not 0 <= self.recycle_seconds < 1e9, f"recycle-seconds: {self.recycle_seconds}, must be 0 or more"),
                 (not 0 <= self.recycle_memory < 1e9, f"recycle-memory: {self.recycle_memory} MiB, must be 0 or more"),

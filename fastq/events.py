@@ -137,6 +137,16 @@ class ChildDied(Event):
     pid: int
     reason: str
     how: str
+    cpu_seconds: float = 0.0
+    """What it has used since it was last surveyed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surveyed(Event):
+    """All children were looked at: resident memory in bytes by slot, and the CPU they used since the last time."""
+
+    memory: dict[int, int]
+    cpu_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +219,8 @@ class RunFailed(Event):
     attempt: int
     outcome: str
     error: str
+    cause: str = ""
+    """If its process died: the signal's name, or the verdict of the evidence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,11 +232,12 @@ class Recalled(Event):
 
 @dataclass(frozen=True, slots=True)
 class Rescued(Event):
-    """A dead master's jobs were taken back; those lost too often became PANIC."""
+    """A dead master's jobs were taken back; those lost too often became PANIC, or CANCELLED if somebody wanted that."""
 
     worker: str
     jobs: int
     panics: int
+    cancels: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +260,47 @@ class DatabaseBack(Event):
     """A connection that had failed is there again."""
 
     connection: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered(Event):
+    """Postgres has answered a statement: a claim, a batch of outcomes, a heartbeat ..."""
+
+    statement: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Notified(Event):
+    """A NOTIFY came in: there is work, or something is to be cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked(Event):
+    """The loop has come round, twenty times a second: how late, and how long its children had work meanwhile."""
+
+    late_seconds: float
+    busy_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled(Event):
+    """This master, which samples for all, has looked at the whole database."""
+
+    seconds: float
+    """How long that took."""
+    queues: dict[str, tuple[int, float]]
+    """What is ready: jobs, and for how many seconds the first of them has been."""
+    waiting: dict[str, int]
+    """By phase."""
+    leased: int
+    masters: int
+    enqueued: int
+    """Jobs that there have ever been, roughly: the last id."""
+    tables: dict[str, tuple[int, int]]
+    """Bytes, and dead rows."""
+    horizon: tuple[int, float | None, str, str] | None
+    """Who holds the oldest snapshot: transactions since, seconds since, who, and what it does. None: nobody."""
 
 
 @dataclass(frozen=True, slots=True)

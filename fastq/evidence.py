@@ -104,6 +104,12 @@ def judge(death: Death, *, ours: Cause | None, oom: bool) -> Cause:
     return Cause.OOM if oom and death.status == signal.SIGKILL else Cause.CRASH
 
 
+def cause_of(evidence: dict[str, Any]) -> str:
+    """Return what has ended the process, in one word: the signal's name if one did, else the verdict; "" if neither."""
+    is_crash = evidence.get("verdict") == Cause.CRASH.value
+    return str((evidence.get("signal") if is_crash else evidence.get("verdict")) or "")
+
+
 def sentence(death: Death, kind: str, job_id: int, seconds: float, dump: str, verdict: Cause | None = None) -> str:
     """Say in one sentence what happened; the first thing a person reads of a PANIC."""
     how = f"{death}, out of memory" if verdict is Cause.OOM else str(death)

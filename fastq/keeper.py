@@ -195,8 +195,8 @@ class Keeper:
         rows = await self._connection.fetch(
             "rescue", STATEMENT_SECONDS, packets=RESCUE_PACKETS, max_lost=self._config.max_lost
         )
-        for worker, jobs, panics, _ in rows:
-            self._emit(Rescued(str(worker), jobs, panics))
+        for worker, jobs, panics, cancels, _ in rows:
+            self._emit(Rescued(str(worker), jobs, panics, cancels))
         if rows:
             await self._wake()
             return True

@@ -11,6 +11,7 @@ import contextlib
 import mmap
 import os
 import signal
+import struct
 import traceback
 import uuid
 from math import inf
@@ -32,8 +33,10 @@ from fastq.events import (
     MasterStarted,
     MasterStopped,
     MasterStopping,
+    Notified,
     SocketsShared,
     TemplateReady,
+    Ticked,
     Trouble,
 )
 from fastq.inflight import Inflight, Packet
@@ -42,6 +45,8 @@ from fastq.leaser import Leaser
 from fastq.notify import VARIABLES
 from fastq.nursery import Nursery
 from fastq.outcome import End
+from fastq.sampler import Sampler
+from fastq.status import describe_children
 from fastq.store import Connection, Listener, Lost, master_conninfo
 from fastq.warden import Warden
 
@@ -128,6 +133,7 @@ class Life:
             Connection(n, conninfo, emit) for n in ("claims", "outcomes", "heartbeat")
         )
         self._listener = Listener(conninfo, self._call, emit)
+        self._sampler = Sampler(config.statistics, self._claims, conninfo, emit)
         self._children = Children(wishes.procs)
         self._inflight = Inflight()
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -151,9 +157,21 @@ class Life:
         self._is_known = False
         """Whether there may be a row of ours, and leases, that somebody might have to take back."""
 
-    def gauges(self) -> dict[str, Any]:
-        """Return what is the case now, for the metrics."""
-        return {"children": self._children.count(), "target": self._children.target, "leased": self._inflight.jobs}
+    def status(self) -> dict[str, Any]:
+        """Return what is the case now, as `fastq.status` has it; to be called in the loop."""
+        now = clock_gettime_ns(CLOCK_BOOTTIME)
+        withdrawn = self._dispatcher.withdrawn if self._is_serving else ()
+        until = 0 if self._word.closed else struct.unpack("<q", self._word[:])[0]
+        return {
+            "state": "draining" if self._stop.asked.is_set() else "serving" if self._is_serving else "starting",
+            "worker": str(self._worker),
+            "target": self._children.target,
+            "leased": self._inflight.jobs,
+            "unsent": self._dispatcher.backlog if self._is_serving else 0,
+            "lease_seconds": max(0.0, (until - now) / 1e9),
+            "withdrawn": sorted(self._catalogue.kinds[number].name for number in withdrawn),
+            "children": describe_children(self._children, self._catalogue.kinds, now),
+        }
 
     async def run(self) -> None:
         """Live until a stop is asked for, or until this life cannot go on."""
@@ -245,6 +263,8 @@ class Life:
             self._keeper.cancels, self._keeper.write_progress, self._listener.run, self._tick,
         ):  # fmt: skip
             self._start(work())
+        if self._config.metrics is not None and self._config.statistics:
+            self._start(self._sampler.run())
         self._emit(MasterStarted(self._config.app, self._config.procs, self._database, str(self._worker)))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -304,6 +324,7 @@ class Life:
 
     def _call(self, words: str) -> None:
         """Hear what a NOTIFY says: that a running job is to be cancelled, or else that jobs may be ready."""
+        self._emit(Notified())
         if words == "cancel":
             self._keeper.cancel_soon()
             return
@@ -402,9 +423,12 @@ class Life:
         self._leaser.want()
 
     async def _tick(self) -> None:
-        ticks = 0
+        ticks, due = 0, monotonic() + TICK_SECONDS
         while True:
             await asyncio.sleep(TICK_SECONDS)
+            late = monotonic() - due
+            due += late + TICK_SECONDS
+            self._emit(Ticked(late, (late + TICK_SECONDS) * sum(child.is_busy for child in self._children)))
             self._dispatcher.tick()
             self._warden.look()
             self._nursery.tick()
@@ -510,7 +534,7 @@ class Life:
             _, stubborn = await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
             for task in stubborn:
                 self._emit(Trouble(f"the end of {task.get_name()}", "".join(map(str, task.get_stack()))))
-        for connection in (self._claims, self._outcomes, self._heart):
+        for connection in (self._claims, self._outcomes, self._heart, self._sampler):
             await connection.close()
         self._word.close()
         os.close(self._deadline)

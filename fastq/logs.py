@@ -100,6 +100,8 @@ def word(event: events.Event) -> tuple[int, str] | None:
             text = f"took back {event.jobs} jobs of dead master {event.worker}"
             if event.panics:
                 text += f"; {event.panics} more had lost too many masters: PANIC"
+            if event.cancels:
+                text += f"; {event.cancels} more had too, and were to be cancelled: CANCELLED"
             return logging.WARNING, text
         case events.Fenced():
             return logging.ERROR, f"fenced: {event.why}; starting again under a new id"

@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import signal
+import socket
 import sys
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -69,9 +70,18 @@ class Master:
         self._wishes = Wishes(config.procs)
         self._life: Life | None = None
 
-    def gauges(self) -> dict[str, Any]:
-        """Return what is the case now, for the metrics."""
-        return self._life.gauges() if self._life else {}
+    def status(self) -> dict[str, Any]:
+        """Return what is the case now, as `fastq.status` has it; to be called in the loop."""
+        config = self._config
+        present: dict[str, Any] = {
+            "state": "starting",
+            "target": config.procs,
+            "leased": 0,
+            "unsent": 0,
+            "children": [],
+        }
+        known = {"app": config.app, "name": config.name, "host": socket.gethostname(), "pid": os.getpid()}
+        return known | {"database": self._database} | present | (self._life.status() if self._life else {})
 
     def _ask(self, what: str) -> None:
         if self._life is not None:

@@ -25,7 +25,7 @@ from psycopg.pq import Format
 
 from fastq.batch import Longs
 from fastq.errors import DatabaseError
-from fastq.events import DatabaseBack, DatabaseLost
+from fastq.events import Answered, DatabaseBack, DatabaseLost
 from fastq.text import one_line
 
 if TYPE_CHECKING:
@@ -132,7 +132,9 @@ class Connection:
         """
         async with self._turn:
             cursor = self._cursor or await self._open()
-            deadline = asyncio.get_running_loop().call_later(seconds, self._cut)
+            loop = asyncio.get_running_loop()
+            begun = loop.time()
+            deadline = loop.call_later(seconds, self._cut)
             try:
                 await cursor.execute(self._statements[statement], values)
                 rows = await cursor.fetchall() if cursor.description else []
@@ -149,6 +151,7 @@ class Connection:
             finally:
                 deadline.cancel()
         _pass_on_cancel()
+        self._emit(Answered(statement, loop.time() - begun))
         return rows
 
     async def close(self) -> None:

@@ -13,7 +13,7 @@ from time import CLOCK_BOOTTIME, clock_gettime_ns
 from typing import TYPE_CHECKING
 
 from fastq.children import Phase, Press
-from fastq.events import ThreadsLeft
+from fastq.events import Surveyed, ThreadsLeft
 from fastq.wire import Interrupt
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ SURVEYS = 5
 """So many looks in a row must have seen a thread, before it counts as one that outlives its job."""
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Warden:
@@ -73,8 +74,9 @@ class Warden:
                 self._look_at(child, now, measure=measure)
         if now >= self._survey_due:
             self._survey_due = now + int(SURVEY_SECONDS * 1e9)
-            for child in self._children:
-                self._survey(child)
+            memory: dict[int, int] = {}
+            cpu = sum(self._survey(child, memory) for child in self._children)
+            self._emit(Surveyed(memory, cpu))
 
     def _look_at(self, child: Child, now: int, *, measure: bool) -> None:
         packet, job_id = child.packets[0], child.running
@@ -132,18 +134,21 @@ class Warden:
         child.press.shown = True
         self._show(child)
 
-    def _survey(self, child: Child) -> None:
-        """Note how much memory and how many threads a child has; tell of threads that outlive their jobs."""
-        if child.pid == 0 or child.phase not in (Phase.READY, Phase.RETIRING):
-            return
+    def _survey(self, child: Child, memory: dict[int, int]) -> float:
+        """Note a child's memory, CPU and threads; tell of threads that outlive their jobs. Return the CPU of late."""
+        if child.pid == 0 or child.phase not in (Phase.READY, Phase.RETIRING) or not (fields := _stat(child.pid)):
+            return 0.0
         usage = child.usage
+        memory[child.slot] = int(fields[21]) * _PAGE_BYTES
         if self._weigh:
             usage.memory = own_memory(child.pid)
-        usage.threads = (*usage.threads[1 - SURVEYS :], _threads(child.pid))
+        usage.threads = (*usage.threads[1 - SURVEYS :], int(fields[17]))
         stay = min(usage.threads)
         if len(usage.threads) == SURVEYS and stay > usage.threads_told:
             usage.threads_told = stay
             self._emit(ThreadsLeft(child.slot, child.pid, stay))
+        before, usage.cpu_told = usage.cpu_told, _cpu(fields)
+        return max(0.0, usage.cpu_told - before)
 
 
 def own_memory(pid: int) -> float | None:
@@ -163,15 +168,13 @@ def _stat(pid: int) -> list[str]:
         return []
 
 
-def _threads(pid: int) -> int:
-    fields = _stat(pid)
-    return int(fields[17]) if fields else 1
+def _cpu(fields: list[str]) -> float:
+    return (int(fields[11]) + int(fields[12])) / _TICKS if fields else 0.0
 
 
 def _cpu_of_run(child: Child) -> float:
     """Return the CPU seconds that a child has used since its present run was first seen."""
-    fields = _stat(child.pid)
-    used = (int(fields[11]) + int(fields[12])) / _TICKS if fields else 0.0
+    used = _cpu(_stat(child.pid))
     if child.usage.job_id != child.running:
         child.usage.job_id, child.usage.cpu = child.running, used
     return used - child.usage.cpu

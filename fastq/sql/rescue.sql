@@ -29,5 +29,5 @@ WITH stranded AS MATERIALIZED (
     DELETE FROM fastq.cancel WHERE job_id IN (SELECT job_id FROM run WHERE outcome = 'CANCELLED')
 )
 SELECT worker, count(*) FILTER (WHERE outcome IS NULL) AS jobs, count(*) FILTER (WHERE outcome = 'PANIC') AS panics,
-       count(DISTINCT token) AS claims
+       count(*) FILTER (WHERE outcome = 'CANCELLED') AS cancels, count(DISTINCT token) AS claims
 FROM run GROUP BY worker

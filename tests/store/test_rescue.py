@@ -124,7 +124,7 @@ def test_a_claim_in_flight_is_not_missed(session: Session, rescuer: Session) -> 
     with session.connection.transaction():
         session.claim()
         assert (rescuer.revoke(session.worker), rescuer.rescue()) == ([], [])
-    assert (rescuer.revoke(session.worker), rescuer.rescue()) == ([session.worker], [(session.worker, 3, 0, 1)])
+    assert (rescuer.revoke(session.worker), rescuer.rescue()) == ([session.worker], [(session.worker, 3, 0, 0, 1)])
     assert (rescuer.ready(), rescuer.counts()) == (ids, {"ready": 3})
 
 
@@ -151,7 +151,7 @@ def test_a_claim_in_flight_when_its_master_gives_up_is_found(session: Session, r
         forgetting = begin(lambda: rescuer.run("forget_workers"))
         session.await_blocked(rescuer)
     forgetting.result(30)
-    assert (rescuer.rescue(), rescuer.ready()) == ([(session.worker, 3, 0, 1)], ids)
+    assert (rescuer.rescue(), rescuer.ready()) == ([(session.worker, 3, 0, 0, 1)], ids)
 
 
 def test_a_claim_in_flight_when_its_master_unregisters_is_found(session: Session, rescuer: Session) -> None:
@@ -163,7 +163,7 @@ def test_a_claim_in_flight_when_its_master_unregisters_is_found(session: Session
         session.await_blocked(rescuer)
     leaving.result(30)
     rescuer.revoke(session.worker)
-    assert (rescuer.rescue(), rescuer.ready()) == ([(session.worker, 3, 0, 1)], ids)
+    assert (rescuer.rescue(), rescuer.ready()) == ([(session.worker, 3, 0, 0, 1)], ids)
 
 
 # Rescues.
@@ -205,7 +205,7 @@ def test_a_job_that_has_lost_its_master_too_often_ends_as_panic(session: Session
     session.claim(SUSPECTS, worker=worker, token=token)
     (lease,) = session.rows("SELECT * FROM fastq.lease")
     session.run("give_up", worker=worker)
-    assert session.rescue() == [(worker, 0, 1, 1)]
+    assert session.rescue() == [(worker, 0, 1, 0, 1)]
     (row,) = session.rows("SELECT * FROM fastq.attempt")
     assert (row.job_id, row.outcome, row.error) == (job_id, "PANIC", "lost its master 3 times")
     assert (row.token, row.worker, row.attempt, row.started_at) == (token, worker, 1, lease.leased_at)
@@ -218,7 +218,7 @@ def test_a_job_that_was_to_be_cancelled_ends_as_cancelled(session: Session) -> N
     (lease,) = session.lease(packets=[50])
     session.rows("INSERT INTO fastq.cancel (job_id) VALUES (%s)", wanted)
     session.revoke(session.worker)
-    assert session.rescue(max_lost=1) == [(session.worker, 0, 1, 1)]
+    assert session.rescue(max_lost=1) == [(session.worker, 0, 1, 1, 1)]
     rows = session.rows("SELECT job_id, outcome, error, token, attempt FROM fastq.attempt ORDER BY job_id")
     assert rows == [
         (wanted, "CANCELLED", "cancelled while it ran: lost its master 1 times", lease.token, 1),
@@ -235,7 +235,7 @@ def test_a_wish_to_cancel_goes_with_the_job_that_it_ended(session: Session) -> N
     session.rows("UPDATE fastq.lease SET lost = 2 WHERE %s = ANY (job_ids)", ended)
     session.rows("INSERT INTO fastq.cancel (job_id) SELECT id FROM fastq.job")
     session.revoke(session.worker)
-    assert session.rescue() == [(session.worker, 1, 0, 1)]
+    assert session.rescue() == [(session.worker, 1, 0, 1, 1)]
     assert session.values("SELECT job_id FROM fastq.cancel ORDER BY job_id") == [back, another_s]
     session.run("cancels")
     assert session.values("SELECT job_id FROM fastq.cancel") == [another_s]
@@ -249,7 +249,7 @@ def test_how_often_is_too_often_is_a_parameter(session: Session) -> None:
     session.enqueue(n=2)
     session.claim(packets=[50])
     session.revoke(session.worker)
-    assert session.rescue(max_lost=1) == [(session.worker, 0, 2, 1)]
+    assert session.rescue(max_lost=1) == [(session.worker, 0, 2, 0, 1)]
     assert session.values("SELECT outcome FROM fastq.attempt") == ["PANIC", "PANIC"]
 
 
@@ -258,7 +258,7 @@ def test_a_worker_without_a_row_counts_as_dead(session: Session) -> None:
     session.enqueue(n=2)
     session.claim()
     session.rows("DELETE FROM fastq.worker WHERE id = %s", session.worker)
-    assert (session.rescue(), session.counts()) == ([(session.worker, 2, 0, 1)], {"ready": 2})
+    assert (session.rescue(), session.counts()) == ([(session.worker, 2, 0, 0, 1)], {"ready": 2})
 
 
 def test_the_leases_of_the_living_stay(session: Session, rescuer: Session) -> None:
@@ -268,7 +268,7 @@ def test_the_leases_of_the_living_stay(session: Session, rescuer: Session) -> No
     for worker, want in [(session.worker, 2), (dead[0], 3), (dead[1], 2), (dead[1], 2)]:
         session.claim(worker=worker, want=want)
     rescuer.run("revoke", workers=dead, heartbeats=[0, 0])
-    assert set(rescuer.rescue()) == {(dead[0], 3, 0, 1), (dead[1], 4, 0, 2)}
+    assert set(rescuer.rescue()) == {(dead[0], 3, 0, 0, 1), (dead[1], 4, 0, 0, 2)}
     assert (rescuer.counts(), rescuer.rescue()) == ({"ready": 7, "lease": 2}, [])
 
 
@@ -287,8 +287,8 @@ def test_two_rescuers_share(session: Session, rescuer: Session) -> None:
     session.claim()
     rescuer.revoke(session.worker)
     with rescuer.connection.transaction():
-        assert rescuer.rescue(packets=2) == [(session.worker, 2, 0, 1)]
-        assert session.another().rescue() == [(session.worker, 3, 0, 1)]
+        assert rescuer.rescue(packets=2) == [(session.worker, 2, 0, 0, 1)]
+        assert session.another().rescue() == [(session.worker, 3, 0, 0, 1)]
     assert (sorted(session.ready()), session.counts()) == (ids, {"ready": 5})
 
 
@@ -299,7 +299,7 @@ def test_a_packet_whose_end_is_on_its_way_is_passed_by(session: Session, rescuer
     with session.connection.transaction():
         session.end([ended])
         rescuer.revoke(session.worker)
-        assert rescuer.rescue() == [(session.worker, 1, 0, 1)]
+        assert rescuer.rescue() == [(session.worker, 1, 0, 0, 1)]
     assert (rescuer.rescue(), rescuer.ready()) == ([], stranded.job_ids)
 
 

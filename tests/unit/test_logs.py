@@ -13,7 +13,9 @@ import pytest
 from fastq import events, logs
 from fastq.logs import JsonFormatter, word
 
-SILENT = {"Claimed", "OutcomesWritten", "Recalled", "RunsEnded"}
+SILENT = {
+    "Answered", "Claimed", "Notified", "OutcomesWritten", "Recalled", "RunsEnded", "Sampled", "Surveyed", "Ticked",
+}  # fmt: skip
 """What happens for every packet or batch is counted only."""
 
 ALL = [value for value in vars(events).values() if isinstance(value, type) and issubclass(value, events.Event)]
@@ -21,7 +23,8 @@ KINDS = [event for event in ALL if event is not events.Event]
 
 SAMPLES: dict[str, Any] = {
     "int": 3, "float": 0.5, "str": "words", "Sequence[str]": ["a", "b"], "dict[str, int]": {"DONE": 1},
-    "Sequence[float]": [0.5], "bool": True,
+    "Sequence[float]": [0.5], "bool": True, "dict[int, int]": {0: 1}, "dict[str, tuple[int, float]]": {"q": (1, 0.5)},
+    "dict[str, tuple[int, int]]": {"t": (1, 2)}, "tuple[int, float | None, str, str] | None": None,
 }  # fmt: skip
 
 EVIL = "x\n2026-01-01 00:00:00 ERROR   forged\r\x1b[2J\x00\x07\u2028\u202e\x85\x9b31m"

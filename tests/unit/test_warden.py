@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from helpers.until import until
 
 from fastq import warden
 from fastq.children import Child, Children, Phase
-from fastq.events import ThreadsLeft
+from fastq.events import Event, Surveyed, ThreadsLeft
 from fastq.inflight import Packet
 from fastq.job import NO_LIMITS, Kind, Limits
 from fastq.outcome import End
@@ -54,6 +55,8 @@ class World:
         self.said: list[Said] = []
         """Everything that is done, in order."""
         self.events: list[Any] = []
+        """All but the surveys."""
+        self.surveys: list[Surveyed] = []
         self.cancelled: set[int] = set()
         self.reports: Callable[[], bool] = lambda: False
         """What happens when the child's results are read: whether there were any."""
@@ -64,10 +67,16 @@ class World:
         self.packet = packet(*(job_ids or (1,)), limits=limits)
         self.child.packets.append(self.packet)
         self.warden = Warden(
-            [kind], self.children, self.events.append, weigh=weigh,
+            [kind], self.children, self._heard, weigh=weigh,
             read=lambda child: self.reports(), kill=self._kill, cancelled=self.cancelled.__contains__,
             interrupt=lambda child: self.said.append(("signal",)), show=lambda child: self.said.append(("show",)),
         )  # fmt: skip
+
+    def _heard(self, event: Event) -> None:
+        if isinstance(event, Surveyed):
+            self.surveys.append(event)
+        else:
+            self.events.append(event)
 
     def _kill(self, child: Child, why: str) -> None:
         child.phase = Phase.LEAVING
@@ -286,7 +295,7 @@ def test_a_run_that_has_used_too_much_cpu_is_asked_to_end(monkeypatch: pytest.Mo
     """Counted from when it was first seen: what its predecessors have used is not its own."""
     world = World(Kind(name="k", max_cpu=2))
     used = iter([100, 101.9, 102.1])
-    monkeypatch.setattr(warden, "_threads", lambda pid: 1)
+    world.warden._survey_due = 2**63
     monkeypatch.setattr(warden, "_stat", lambda pid: [*["0"] * 11, str(round(next(used) * warden._TICKS)), "0"])
     assert [world.after(0.1), world.after(0.2)] == [[], []]
     assert world.after(0.3) == [("CPU", 1), ("signal",)]
@@ -355,6 +364,22 @@ def test_a_long_run_is_named_in_the_title_once() -> None:
     assert [world.after(seconds) for seconds in (0.9, 1.1, 1.2)] == [[], [("TITLE", 1), ("signal",)], []]
 
 
+def test_a_survey_tells_memory_by_slot_and_the_cpu_since_the_last() -> None:
+    """Of every child that is up; what it used before it was first seen counts as well."""
+    world = World(Kind(name="k"))
+    world.after(0.1)
+    used = time.process_time()
+    while time.process_time() < used + 0.1:
+        pass
+    world.after(SURVEY_SECONDS + 0.1)
+    assert [survey.memory.keys() for survey in world.surveys] == [{0}, {0}]
+    assert 1 << 20 < world.surveys[0].memory[0] < 1 << 33
+    assert 0.05 <= world.surveys[1].cpu_seconds < world.surveys[0].cpu_seconds
+    world.child.phase = Phase.LEAVING
+    world.after(3 * SURVEY_SECONDS)
+    assert world.surveys[2] == Surveyed({}, 0.0)
+
+
 def test_threads_that_outlive_their_jobs_are_told_of_once() -> None:
     """When they have been there at every look for a while; and again when there are more."""
     world = World(Kind(name="k"))
@@ -384,8 +409,9 @@ def test_threads_that_outlive_their_jobs_are_told_of_once() -> None:
 def test_a_thread_that_ends_with_its_job_is_nobody_s_concern(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen at most looks, but not at all of them."""
     world = World(Kind(name="k"))
+    world.child.packets.clear()
     threads = iter([5, 5, 5, 1] * 5)
-    monkeypatch.setattr(warden, "_threads", lambda pid: next(threads))
+    monkeypatch.setattr(warden, "_stat", lambda pid: [*["0"] * 17, str(next(threads)), *["0"] * 4])
     for look in range(20):
         world.after(look * SURVEY_SECONDS)
     assert world.events == []
