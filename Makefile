@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check bench bench-peers chaos clean
+.PHONY: help demo test check dashboards bench bench-peers chaos clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -27,6 +27,10 @@ check: $(VENV)/installed ## lint, types, import floors
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/contract
+
+dashboards: $(VENV)/installed ## write the dashboards, and drawings of them, anew
+	@$(BIN)/python grafana/build.py
+	@$(BIN)/python grafana/draw.py
 
 $(VENV)/bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
