@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check dashboards bench bench-peers chaos clean
+.PHONY: help demo test check dashboards bench bench-peers chaos truth clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -45,6 +45,9 @@ bench-peers: $(VENV)/bench ## install the systems that fastq is compared with, e
 chaos: $(VENV)/installed ## crash thousands of times, reload and stop under load: is anything lost, blamed wrongly, run twice? (CRASHES=10000 RELOADS=10 SLEEPS=3)
 	@$(BIN)/python tests/chaos/crashes.py $(if $(CRASHES),--crashes $(CRASHES))
 	@$(BIN)/python tests/chaos/house.py $(if $(RELOADS),--reloads $(RELOADS)) $(if $(SLEEPS),--sleeps $(SLEEPS))
+
+truth: $(VENV)/installed ## count a million jobs through crashes and dead masters, and compare with the database (JOBS=1000000)
+	@$(BIN)/python tests/chaos/counters.py $(if $(JOBS),--jobs $(JOBS))
 
 clean: ## remove what make has made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -57,11 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("master", "run jobs (the same as fastq-master)"),
         ("init", "create or update the schema"),
         ("show", "show a job and how its runs ended"),
+        ("top", "watch masters, what their children run, queues and panics"),
         ("demo", "see sixteen children run real jobs, and what a crash looks like"),
     ):
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         if name == "master":
             _add_master_options(command)
+        elif name == "top":
+            _add_top_options(command)
         else:
             command.add_argument("--dsn", help="connection string (default: FASTQ_DSN, DATABASE_URL, PG*, embedded)")
         if name == "show":
@@ -72,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "--keep", action="store_true", help="leave the master running at the end, to look around"
             )
     args = parser.parse_args(argv)
-    commands_by_name = {"master": run_master, "init": run_init, "show": run_show, "demo": run_demo}
+    commands_by_name = {"master": run_master, "init": run_init, "show": run_show, "top": run_top, "demo": run_demo}
     return _guarded(lambda: commands_by_name[args.command](args))
 
 
@@ -128,6 +131,13 @@ def _add_master_options(parser: argparse.ArgumentParser) -> None:
     add("--allow-native-threads", action="store_true", help="fork although libraries have started threads at import")
     add("--log-json", action="store_true", help="log JSON lines")
     add("--ready-fd", type=int, help=argparse.SUPPRESS)
+
+
+def _add_top_options(parser: argparse.ArgumentParser) -> None:
+    url = "where a master answers, http://user:password@host:port; may be repeated (default: 127.0.0.1:9187)"
+    parser.add_argument("--url", action="append", default=[], dest="urls", metavar="URL", help=url)
+    parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="seconds between looks (default: 1)")
+    parser.add_argument("--once", action="store_true", help="print it once, after one interval")
 
 
 def _config(args: argparse.Namespace) -> Config:
@@ -243,6 +253,15 @@ def run_show(args: argparse.Namespace) -> int:
     if job.error:
         print(describe(job.error, job.evidence))
     return 0
+
+
+def run_top(args: argparse.Namespace) -> int:
+    """Watch masters."""
+    from fastq.top import top  # noqa: PLC0415 - it needs an extra
+
+    if not 0.1 <= args.interval <= 3600:
+        raise ConfigError(f"interval: {args.interval:g} s, must be 0.1 to 3600")
+    return top(args.urls or ["127.0.0.1:9187"], args.interval, once=args.once)
 
 
 def run_demo(args: argparse.Namespace) -> int:

@@ -73,4 +73,4 @@ class Recent:
         sample = None
         if self._sample is not None and (age := monotonic() - self._sample[0]) <= self._stale_seconds:
             sample = {"age_seconds": round(age, 1), **asdict(self._sample[1])}
-        return {"panics": list(reversed(self._panics)), "database": sample}
+        return {"panics": list(reversed(self._panics)), "database_wide": sample}

@@ -47,7 +47,7 @@ FLOORS: list[set[str]] = [
     },
     {"sampler"},
     {"autopsy", "catalogue", "completer", "database", "dispatcher", "keeper", "leaser", "link", "plans", "warden"},
-    {"nursery", "runner"},
+    {"nursery", "runner", "top"},
     {"console"},
     {"child", "client", "life"},
     {"master", "serving", "template"},
