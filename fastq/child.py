@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from setproctitle import setproctitle
 
-from fastq import strays, wire
+from fastq import records, strays, wire
 from fastq.channel import SHOW
 from fastq.runner import Runner, become_stray
 
@@ -95,6 +95,7 @@ def live(
     try:
         inbox = socket.socket(fileno=jobs)
         os.register_at_fork(after_in_child=become_stray)
+        records.have_handler()
         runner = Runner(handlers, results, words, slot)
         for hook in app.start_hooks:
             hook()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 import tomllib
@@ -86,6 +87,7 @@ OPTIONS: tuple[tuple[str, Callable[[str], Any], str, str], ...] = (
     ("poll", float, "S", "seconds between looks when nothing wakes us"),
     ("max_lost", int, "N", "masters that a job may lose"),
     ("name", str, "TEXT", "a label for people"),
+    ("log_level", str, "LEVEL", "debug, info, warning or error"),
     ("metrics_cert", str, "FILE", "certificate, to answer with TLS"),
     ("metrics_key", str, "FILE", "its key, if it is in another file"),
     ("metrics_login", str, "FILE", "holds user:password, to be asked for"),
@@ -158,7 +160,7 @@ def _config(args: argparse.Namespace) -> Config:
 def run_master(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
     config = _config(args)
-    close_log = logs.set_up(as_json=config.log_json)
+    close_log = logs.set_up(as_json=config.log_json, level=logging.getLevelNamesMapping()[config.log_level.upper()])
     try:
         with Database(config.dsn) as database:
             with database.connect() as connection:

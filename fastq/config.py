@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildLimits:
     """What the kernel holds each child to. None: what the master itself is held to."""
@@ -62,6 +65,8 @@ class Config:
     allow_native_threads: bool = False
     """Fork children although the app's libraries have started threads of their own."""
     log_json: bool = False
+    log_level: str = "info"
+    """What is logged at least: debug, info, warning or error."""
     recycle_jobs: int = 0
     """Runs after which a child is replaced, give or take a tenth; 0: never."""
     recycle_seconds: float = 0.0
@@ -105,6 +110,7 @@ class Config:
                     not -1000 <= self.limits.oom_score_adj <= 1000,
                     f"child-oom-score: {self.limits.oom_score_adj}, must be -1000 to 1000",
                 ),
+                (self.log_level not in LOG_LEVELS, f"log-level: {self.log_level!r}, must be {', '.join(LOG_LEVELS)}"),
                 (any(not queue for queue in self.queues), "queues: an empty name"),
             )
             if wrong

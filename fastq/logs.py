@@ -8,7 +8,8 @@ import logging
 import os
 import queue
 import threading
-from typing import TYPE_CHECKING
+from dataclasses import fields as fields_of
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -37,7 +38,7 @@ def log(event: events.Event) -> None:
     worded = word(event)
     if worded is not None:
         level, text = worded
-        LOG.log(level, "%s", text)
+        LOG.log(level, "%s", text, extra={"event": event})
 
 
 def word(event: events.Event) -> tuple[int, str] | None:
@@ -115,19 +116,29 @@ def word(event: events.Event) -> tuple[int, str] | None:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line."""
+    """One JSON object per line: time, level, logger, message; of an event its name and what it consists of, too."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        fields = {
+        fields: dict[str, Any] = {
             "time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if isinstance(event := getattr(record, "event", None), events.Event):
+            fields = {**_parts(event), **fields, "event": type(event).__name__}
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps({name: storable(value) for name, value in fields.items()}).decode()
+        return orjson.dumps(
+            {name: storable(value) if isinstance(value, str) else value for name, value in fields.items()}
+        ).decode()
+
+
+def _parts(event: events.Event) -> dict[str, Any]:
+    """Return those fields of an event that are words or numbers, but not what its message says at length."""
+    named = {field.name: getattr(event, field.name) for field in fields_of(event)}  # type: ignore[arg-type]
+    return {k: v for k, v in named.items() if isinstance(v, str | int | float) and k not in ("text", "traceback")}
 
 
 class Writer(logging.Handler):

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from setproctitle import setproctitle
 
-from fastq import child, strays, wire
+from fastq import child, records, strays, wire
 from fastq.app import load_app
 from fastq.config import ChildLimits
 from fastq.errors import AppImportError, FastqError
@@ -132,6 +132,7 @@ class Template:
 
     def _import(self, ref: str, known: list[str], *, allow_native_threads: bool) -> None:
         before = _sockets()
+        records.bind()
         try:
             app = load_app(ref)
             _refuse_threads(allow_native_threads=allow_native_threads)

@@ -36,6 +36,7 @@ ANSWER_SECONDS = 3.0
 STYLES = {"busy": "green", "idle": "dim", "starting": "yellow", "leaving": "yellow", "serving": "green"}
 CHILDREN_SHOWN = 64
 PANICS_SHOWN = 8
+ERROR_CHARS = 72
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,9 @@ def _queues(now: Look, before: Look | None) -> Table:
     for queue, (jobs, oldest) in sorted(sample["queues"].items(), key=lambda item: -item[1][1]):
         was = earlier["queues"].get(queue, (0, 0.0))[0] if earlier else jobs
         table.add_row(printable(queue), f"{jobs:,}", _seconds(oldest), _rate(jobs - was, seconds, sign=True))
-    waiting = ", ".join(f"{number:,} {phase}" for phase, number in sample["waiting"].items() if number)
-    table.caption = f"{sample['leased']:,} running on {sample['masters']} masters; waiting: {waiting or 'none'}"
-    table.caption_justify = "left"
+    waiting = {phase: number for phase, number in sample["waiting"].items() if number}
+    for what, number in {"(running)": sample["leased"], **{f"({phase})": n for phase, n in waiting.items()}}.items():
+        table.add_row(Text(what, "dim"), f"{number:,}")
     return table
 
 
@@ -172,7 +173,7 @@ def _panics(now: Look) -> Table:
         (panic for _, status in now.answers() for panic in status["panics"]), key=lambda panic: -panic["at"]
     )
     for panic in panics[:PANICS_SHOWN]:
-        error = Text(printable(panic["error"]), "red", overflow="ellipsis")
+        error = Text(printable(panic["error"])[:ERROR_CHARS], "red")
         ago = _seconds(max(0.0, time.time() - panic["at"]))
         table.add_row(ago, printable(panic["kind"]), f"#{panic['job']}", panic["cause"], error)
     return table

@@ -48,6 +48,7 @@ FLOORS: list[set[str]] = [
     {"sampler"},
     {"autopsy", "catalogue", "completer", "database", "dispatcher", "keeper", "leaser", "link", "plans", "warden"},
     {"nursery", "runner", "top"},
+    {"records"},
     {"console"},
     {"child", "client", "life"},
     {"master", "serving", "template"},

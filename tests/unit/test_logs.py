@@ -176,11 +176,11 @@ def test_a_line_has_time_level_and_message(log: logging.Logger, capfd: pytest.Ca
 
 
 def test_a_json_line_is_an_object(log: logging.Logger, capfd: pytest.CaptureFixture[str]) -> None:
-    """With the same three, and the logger's name."""
+    """With the same three, the logger's name, and what happened, in one word and its parts."""
     fields = json.loads(written(True, log, capfd, events.MasterStopping("drain")))
     assert (fields.pop("time")[-6:], fields) == (
         "+00:00",
-        {"level": "info", "logger": "fastq", "message": "stopping: drain"},
+        {"level": "info", "logger": "fastq", "message": "stopping: drain", "event": "MasterStopping", "how": "drain"},
     )
 
 
@@ -213,3 +213,22 @@ def test_a_traceback_has_a_field_of_its_own() -> None:
 def test_a_message_that_is_not_unicode_is_written_all_the_same() -> None:
     """A file name that is no UTF-8 stands in a traceback with lone surrogates; the line must not get lost for it."""
     assert "caf" in formatted("no such file: caf\udce9.py")["message"]
+
+
+def test_a_json_line_of_an_event_has_its_parts(log: logging.Logger, capfd: pytest.CaptureFixture[str]) -> None:
+    """So that nobody has to take words apart."""
+    event = events.RunFailed(8123, "mail", 2, "PANIC", "killed by SIGSEGV", "SIGSEGV")
+    told = json.loads(written(True, log, capfd, event))
+    del told["time"]
+    assert told == {
+        "level": "error", "logger": "fastq", "event": "RunFailed", "job_id": 8123, "kind": "mail", "attempt": 2,
+        "outcome": "PANIC", "error": "killed by SIGSEGV", "cause": "SIGSEGV",
+        "message": "mail #8123 attempt 2 PANIC: killed by SIGSEGV",
+    }  # fmt: skip
+
+
+def test_what_is_long_stands_in_the_message_alone(log: logging.Logger, capfd: pytest.CaptureFixture[str]) -> None:
+    """A traceback is not written twice, nor are lines."""
+    told = [written(True, log, capfd, event) for event in (events.Trouble("x", "T" * 50), events.Output(1, ["L" * 50]))]
+    assert [text.count("T" * 50) + text.count("L" * 50) for text in told] == [1, 1]
+    assert json.loads(told[0])["where"] == "x"

@@ -63,6 +63,7 @@ def test_rates_are_since_the_look_before() -> None:
     assert ["mail", "251", "1,000", "0", "2", "0", "0"] in lines
     assert ["default", "5,000", "61.0", "s", "+500"] in lines
     assert ["slow", "1", "7.0", "s", "+0"] in lines
+    assert [line for line in lines if line and line[0].startswith("(")] == [["(running)", "12"], ["(retrying)", "4"]]
 
 
 def test_runs_of_several_masters_are_summed() -> None:
