@@ -259,7 +259,7 @@ def test_a_handler_that_returns_twice_has_one_result(masters: Masters, connectio
         until(lambda: house.pids() == before, "the forked to leave")
 
 
-FLOOD_MIB = 100
+FLOOD_MIB = 40
 
 
 def test_a_flood_of_output_slows_only_itself(masters: Masters, connection: psycopg.Connection) -> None:
