@@ -45,7 +45,8 @@ FRONT_SHARE = 19
 """A claim from the front may follow when so many times its length has passed: 5 % of the time."""
 
 LANES_SECONDS = 1.0
-"""Between two looks for lanes that we do not know, while those we know keep us busy."""
+"""Between two looks for lanes that we do not know, while those we know keep us busy. Such a look walks what a claim
+from the front walks, and gets no more of the time."""
 
 LANES_KEPT = 16
 """Lanes that are tried although nothing was in them when we last looked: the next job most likely comes there."""
@@ -163,8 +164,10 @@ class Leaser:
         return got
 
     async def _find_lanes(self) -> None:
+        begun = monotonic()
         rows = await self._connection.fetch("lanes", CLAIM_SECONDS)
-        self._lanes_due = monotonic() + LANES_SECONDS
+        now = monotonic()
+        self._lanes_due = now + max(LANES_SECONDS, FRONT_SHARE * (now - begun))
         queues = self._config.queues
         found = [(queue, lane) for queue, lane in rows if not queues or queue in queues]
         known = self._marks

@@ -1,0 +1,72 @@
+"""When the leaser looks at what costs more the longer somebody pins the vacuum horizon."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any
+
+import pytest
+
+from fastq import leaser
+from fastq.config import Config
+from fastq.inflight import Inflight, Pace
+from fastq.job import Kind
+from fastq.leaser import FRONT, FRONT_SHARE, LANES_SECONDS, Leaser
+
+
+class World:
+    """A clock, a database that takes its time for looks, and a leaser that is never full."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, look: float) -> None:
+        self.now = 1000.0
+        self.look = look
+        self.looks: list[float] = []
+        """How much time passed before each look for lanes."""
+        self.fronts: list[float] = []
+        """How much time passed before each claim from the front."""
+        self._lookless = self._frontless = 0.0
+        monkeypatch.setattr(leaser, "monotonic", lambda: self.now)
+        self.leaser = Leaser(
+            Config(app="app"), uuid.uuid4(), [Kind(name="k")], [Pace()], Inflight(), self, lambda _: None,  # type: ignore[arg-type]
+            room=lambda: 10, suspects=lambda: 1, deliver=lambda _: None,
+        )  # fmt: skip
+
+    async def fetch(self, statement: str, _: float, **values: Any) -> list[Any]:
+        """Answer as a busy database whose front is full of dead rows."""
+        if statement == "lanes":
+            self.looks.append(self.now - self._lookless)
+            self.now += self.look
+            self._lookless = self.now
+            return [("default", 2)]
+        if values["marks"][0] == FRONT:
+            self.fronts.append(self.now - self._frontless)
+            self.now += self.look
+            self._frontless = self.now
+        self.now += 0.02
+        return [(1, "default", 2, "k", 1, 0, 0, 5, [7], [2], [0.0], 1, b"{}", None, 0.0)]
+
+    def claim(self, seconds: float) -> None:
+        """Claim without a pause for so long."""
+
+        async def claim(over: float) -> None:
+            while self.now < over:
+                await self.leaser._claim_once(10)
+
+        asyncio.run(claim(self.now + seconds))
+
+
+@pytest.mark.parametrize("look", [0.0001, 0.5, 3.0])
+def test_what_walks_dead_rows_gets_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch, look: float) -> None:
+    """However long it takes: measured on itself."""
+    world = World(monkeypatch, look=look)
+    world.claim(60 + 50 * look)
+    assert min(world.looks[1:], default=1e9) >= max(LANES_SECONDS, FRONT_SHARE * look) - 1e-6
+    assert min(world.fronts[2:], default=1e9) >= FRONT_SHARE * look - 1e-6
+
+
+def test_lanes_are_looked_for_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue that is new has to be found."""
+    world = World(monkeypatch, look=0.0001)
+    world.claim(10)
+    assert 8 <= len(world.looks) <= 11
