@@ -158,6 +158,10 @@ class Keeper:
             except Lost:
                 self._progress = told | self._progress
 
+    def doubt(self) -> None:
+        """Forget for how long others have been silent: a failover may have lost the heartbeats that we did not see."""
+        self._seen = {}
+
     async def rescue(self) -> None:
         """Look after other masters, for ever."""
         while True:
@@ -170,14 +174,15 @@ class Keeper:
             await asyncio.sleep(RESCUE_SECONDS)
 
     async def _revoke_dead(self) -> None:
-        now = clock_gettime_ns(CLOCK_BOOTTIME)
+        asked = clock_gettime_ns(CLOCK_BOOTTIME)
         rows = await self._connection.fetch("workers", STATEMENT_SECONDS, worker=self._worker)
+        answered = clock_gettime_ns(CLOCK_BOOTTIME)  # a number was there at the latest when it came, not when we asked
         self._seen = {
-            worker: seen if (seen := self._seen.get(worker)) and seen[0] == beat else (beat, now)
+            worker: seen if (seen := self._seen.get(worker)) and seen[0] == beat else (beat, answered)
             for worker, beat, revoked, _ in rows
             if not revoked
         }
-        silent = [worker for worker, (_, since) in self._seen.items() if now - since >= self._config.lease * 1e9]
+        silent = [worker for worker, (_, since) in self._seen.items() if asked - since >= self._config.lease * 1e9]
         proven = [
             worker
             for worker, _, revoked, host in rows

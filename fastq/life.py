@@ -237,7 +237,7 @@ class Life:
             show=lambda child: self._nursery.signal(child, SHOW),
         )  # fmt: skip
         for connection in (self._claims, self._outcomes, self._heart):
-            connection.on_reconnect = self._completer.doubt
+            connection.on_reconnect = self._doubt
 
     async def _register(self) -> bool:
         """Make the row of this life; False when a stop was asked for before the database took it."""
@@ -309,6 +309,10 @@ class Life:
 
     def _claiming(self) -> UUID | None:
         return self._leaser.token
+
+    def _doubt(self) -> None:
+        self._completer.doubt()
+        self._keeper.doubt()
 
     def _due_soon(self) -> None:
         self._keeper.due_soon()
