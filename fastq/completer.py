@@ -127,8 +127,12 @@ class Completer:
             )  # fmt: skip
             self._splits.pop(0)
         if self._doubt:
-            await self._resolve()
-            self._doubt = False
+            self._doubt = False  # another may come while we ask: our answer would be older than that
+            try:
+                await self._resolve()
+            except Lost:
+                self._doubt = True
+                raise
         while self._ended and not self._splits:
             await self._write(self._next_batch())
 
@@ -234,7 +238,8 @@ class Completer:
         rows = await self._connection.fetch("leases", WRITE_SECONDS, worker=self._worker)
         standing = {(token, number): jobs for token, number, jobs in rows}
         claiming = self._claiming()
-        for packet in self._inflight.lost(standing.keys(), asked):
+        unwritten = {(token, part) for (token, _), jobs in self._splits for part, _ in jobs}  # broken up while we asked
+        for packet in self._inflight.lost(standing.keys() | unwritten, asked):
             if packet not in self._ended:
                 self._drop(packet)
                 self._inflight.remove(packet)
