@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check dashboards bench bench-peers chaos truth clean
+.PHONY: help demo test check dashboards bench bench-peers chaos truth sim bugs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -42,12 +42,22 @@ bench: $(VENV)/bench ## measure (BENCH="drain compare" chooses, ARGS="--repeats 
 bench-peers: $(VENV)/bench ## install the systems that fastq is compared with, each into an environment of its own
 	@$(BIN)/python -m bench peers
 
-chaos: $(VENV)/installed ## crash thousands of times, reload and stop under load: is anything lost, blamed wrongly, run twice? (CRASHES=10000 RELOADS=10 SLEEPS=3)
+chaos: $(VENV)/installed ## break everything at random under load, and check that nothing is lost (SECONDS=180, HOURS=1, SEED=1, ARGS=...); or children and reloads alone (CRASHES=10000 RELOADS=10 SLEEPS=3)
+ifneq (,$(CRASHES)$(RELOADS)$(SLEEPS))
 	@$(BIN)/python tests/chaos/crashes.py $(if $(CRASHES),--crashes $(CRASHES))
 	@$(BIN)/python tests/chaos/house.py $(if $(RELOADS),--reloads $(RELOADS)) $(if $(SLEEPS),--sleeps $(SLEEPS))
+else
+	@$(BIN)/python tests/chaos/run.py $(if $(HOURS),--hours $(HOURS),--seconds $(or $(SECONDS),60)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+endif
 
 truth: $(VENV)/installed ## count a million jobs through crashes and dead masters, and compare with the database (JOBS=1000000)
 	@$(BIN)/python tests/chaos/counters.py $(if $(JOBS),--jobs $(JOBS))
+
+sim: $(VENV)/installed ## play masters in scripted worlds with virtual time, one for each seed (SEEDS=1000, FIRST=0)
+	@$(BIN)/python tests/sim/run.py --seeds $(or $(SEEDS),1000) --first $(or $(FIRST),0)
+
+bugs: $(VENV)/installed ## break fastq in many ways, and see that chaos catches each (BUGS="no-guard ...": these)
+	@$(BIN)/python tests/chaos/bugs.py $(BUGS)
 
 clean: ## remove what make has made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

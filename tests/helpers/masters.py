@@ -106,6 +106,8 @@ class Masters:
     started: list[Master] = field(default_factory=list)
     ids: set[str] = field(default_factory=set)
     """Under which ids they have served, where that is known without their logs."""
+    program: tuple[str, ...] = (sys.executable, "-m", "fastq")
+    """What runs the command line."""
 
     def start(
         self,
@@ -123,7 +125,7 @@ class Masters:
         """
         log = self.folder / f"master-{len(self.started)}.log"
         read, written = os.pipe()
-        command = [sys.executable, "-m", "fastq", "master", "--app", app, "--procs", str(procs), "--metrics", "off"]
+        command = [*self.program, "master", "--app", app, "--procs", str(procs), "--metrics", "off"]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*wrapper, *command, *(("--ready-fd", str(written)) if ready else ()), *args],
