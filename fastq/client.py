@@ -390,6 +390,7 @@ class _worded:  # noqa: N801 - reads as a phrase: with _worded()
                 psycopg.errors.UndefinedTable()
                 | psycopg.errors.InvalidSchemaName()
                 | psycopg.errors.UndefinedFunction()
+                | psycopg.errors.UndefinedColumn()
             ):
                 raise SchemaError(
                     f"the database has no fastq schema (or an older one): run `fastq init` ({line})"
@@ -398,7 +399,12 @@ class _worded:  # noqa: N801 - reads as a phrase: with _worded()
                 raise plans.taken(self._job.get("kind", "job"), self._job.get("unique_key")) from error
             case psycopg.DataError() | psycopg.errors.CheckViolation():
                 raise InvalidJob(line) from error
-            case psycopg.OperationalError() | psycopg.InterfaceError() | psycopg.errors.InsufficientPrivilege():
+            case (
+                psycopg.OperationalError()
+                | psycopg.InterfaceError()
+                | psycopg.InternalError()
+                | psycopg.errors.InsufficientPrivilege()
+            ):
                 raise DatabaseError(line) from error
 
 

@@ -11,6 +11,7 @@ import psycopg
 
 from fastq import schema
 from fastq.config import EMBEDDED, find_database
+from fastq.server import PID, anywhere_writable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,8 +58,12 @@ class Database:
     async def connect_async(self) -> psycopg.AsyncConnection[Any]:
         """Return a new connection. Raises DatabaseError."""
         try:
-            return await psycopg.AsyncConnection.connect(
-                self.dsn(), autocommit=True, connect_timeout=5, application_name="fastq", client_encoding="UTF8"
+            connection = await psycopg.AsyncConnection.connect(
+                anywhere_writable(self.dsn()), autocommit=True, prepare_threshold=None, **schema.AS_CLIENT
             )
+            pid = await (await connection.execute(PID)).fetchone()
         except psycopg.Error as error:
             raise schema.no_database(error) from None
+        if pid == (connection.info.backend_pid,):
+            connection.prepare_threshold = 5
+        return connection

@@ -304,6 +304,11 @@ class Sampled(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class PoolerFound(Event):
+    """A connection pooler stands before the server, through which no NOTIFY comes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Trouble(Event):
     """Something unexpected that the master survived."""
 

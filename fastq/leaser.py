@@ -236,7 +236,7 @@ class Leaser:
     async def _fall_asleep(self) -> None:
         """Ask for a NOTIFY. What was enqueued while we asked is found by the quick polls that follow."""
         self._busy_since = 0.0
-        if not self._asleep:
+        if not self._asleep and not self._connection.is_pooled:
             await self._connection.fetch("fall_asleep", CLAIM_SECONDS, worker=self._worker)
             self._asleep = True
 

@@ -40,12 +40,12 @@ from fastq.events import (
     Trouble,
 )
 from fastq.inflight import Inflight, Packet
-from fastq.keeper import FencedError, Keeper
+from fastq.keeper import HEARTBEAT_SECONDS, FencedError, Keeper
 from fastq.leaser import Leaser
 from fastq.notify import VARIABLES
 from fastq.nursery import Nursery
 from fastq.outcome import End
-from fastq.sampler import Sampler
+from fastq.sampler import LOOK_SECONDS, Sampler
 from fastq.status import describe_children
 from fastq.store import Connection, Listener, Lost, master_conninfo
 from fastq.warden import Warden
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from fastq.events import Emit
     from fastq.evidence import Death
     from fastq.link import Link
+    from fastq.server import Lineage
 
 TICK_SECONDS = 0.05
 """How often the dispatcher looks at what time alone brings."""
@@ -117,8 +118,9 @@ class Life:
     """One life of a master: everything that goes when it is fenced."""
 
     def __init__(
-        self, config: Config, wishes: Wishes, dsn: Callable[[], str], database: str, stop: Stop, emit: Emit
-    ) -> None:
+        self, config: Config, wishes: Wishes, dsn: Callable[[], str], lineage: Lineage, database: str, stop: Stop,
+        emit: Emit,
+    ) -> None:  # fmt: skip
         self._config = config
         self._database = database
         self._stop = stop
@@ -129,11 +131,12 @@ class Life:
         def conninfo() -> str:
             return master_conninfo(dsn(), name)
 
-        self._claims, self._outcomes, self._heart = (
-            Connection(n, conninfo, emit) for n in ("claims", "outcomes", "heartbeat")
+        self._claims, self._outcomes = (Connection(n, conninfo, lineage, emit) for n in ("claims", "outcomes"))
+        self._heart = Connection("heartbeat", lambda: master_conninfo(dsn(), name, HEARTBEAT_SECONDS), lineage, emit)
+        self._listener = Listener(conninfo, lineage, self._call, emit)
+        self._sampler = Sampler(
+            config.statistics, self._claims, lambda: master_conninfo(dsn(), name, LOOK_SECONDS), lineage, emit
         )
-        self._listener = Listener(conninfo, self._call, emit)
-        self._sampler = Sampler(config.statistics, self._claims, conninfo, emit)
         self._children = Children(wishes.procs)
         self._inflight = Inflight()
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()

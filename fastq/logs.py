@@ -110,6 +110,11 @@ def word(event: events.Event) -> tuple[int, str] | None:
             return logging.ERROR, f"database ({event.connection}): {printable(event.error)}"
         case events.DatabaseBack():
             return logging.INFO, f"database ({event.connection}): back"
+        case events.PoolerFound():
+            return (
+                logging.INFO,
+                "database: a pooler stands before it, so nothing wakes us; looking every --poll seconds",
+            )
         case events.Trouble():
             return logging.ERROR, f"unexpected in {event.where}:\n{event.traceback}"
     return None

@@ -19,6 +19,7 @@ from fastq.keeper import FencedError
 from fastq.life import Life, Stop
 from fastq.link import TemplateGoneError
 from fastq.notify import Notifier
+from fastq.server import Lineage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +64,7 @@ class Master:
     def __init__(self, config: Config, dsn: Callable[[], str], database: str, emit: Emit) -> None:
         self._config = config
         self._dsn = dsn
+        self._lineage = Lineage()
         self._database = database
         self._emit = emit
         self._stop = Stop()
@@ -124,7 +126,9 @@ class Master:
     async def _live(self) -> None:
         short_lives = 0
         while not self._stop.asked.is_set():
-            self._life = Life(self._config, self._wishes, self._dsn, self._database, self._stop, self._tell)
+            self._life = Life(
+                self._config, self._wishes, self._dsn, self._lineage, self._database, self._stop, self._tell
+            )
             began = monotonic()
             try:
                 await self._life.run()
@@ -132,4 +136,4 @@ class Master:
                 self._emit(Fenced(str(error)))
             except TemplateGoneError:
                 short_lives = short_lives + 1 if monotonic() - began < SHORT_LIFE else 0
-                await self._stop.within(min(10.0, 0.1 * 2**short_lives))
+                await self._stop.within(min(10.0, 0.1 * 2 ** min(short_lives, 10)))

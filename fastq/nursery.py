@@ -308,7 +308,7 @@ class Nursery:
         """Let a slot wait that cannot boot, and give up when none can."""
         self._last_word = how
         failures = self._failures[slot] = self._failures.get(slot, 0) + 1
-        self._not_before[slot] = monotonic() + min(BACKOFF_MAX, BACKOFF * 2**failures)
+        self._not_before[slot] = monotonic() + min(BACKOFF_MAX, BACKOFF * 2 ** min(failures, 10))
         if any(child.phase in (Phase.READY, Phase.RETIRING) for child in self._children) or self.closing:
             return
         if all(self._failures.get(s, 0) >= BOOT_FAILURES for s in range(self._children.target)):

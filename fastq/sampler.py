@@ -11,7 +11,6 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from fastq.events import DatabaseLost, Sampled
 from fastq.store import Connection, Lost
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastq.events import Emit
+    from fastq.server import Lineage
 
 LOCK = 0x66737471
 """The advisory lock's first number ("fstq"); the second is 0."""
@@ -34,7 +34,7 @@ PAGES = 1000
 SHARE = 19
 """The next look may follow when so many times its length has passed: 5 % of the time."""
 
-SECONDS = 5.0
+LOOK_SECONDS = 5.0
 """What a statement may take; past that the server gives it up."""
 
 REFUSED_SECONDS = 300.0
@@ -44,11 +44,13 @@ REFUSED_SECONDS = 300.0
 class Sampler:
     """Samples the database, if no other master does."""
 
-    def __init__(self, interval: float, connection: Connection, conninfo: Callable[[], str], emit: Emit) -> None:
+    def __init__(
+        self, interval: float, connection: Connection, conninfo: Callable[[], str], lineage: Lineage, emit: Emit
+    ) -> None:
         """Sample every `interval` seconds; `connection` is used to see whether another master does."""
         self._interval = interval
         self._shared = connection
-        self._own = Connection("statistics", lambda: _patient(conninfo()), emit)
+        self._own = Connection("statistics", conninfo, lineage, emit)
         self._emit = emit
         self._is_elected = False
 
@@ -72,19 +74,24 @@ class Sampler:
         await self._own.close()
 
     async def _elected(self) -> bool:
-        """Whether it is for us to look; asks without a connection of its own while another master does."""
-        if not self._is_elected and not await self._shared.fetch("watched", SECONDS, space=LOCK):
-            ((self._is_elected,),) = await self._own.fetch("watch", SECONDS, space=LOCK)
+        """Whether it is for us to look; asks without a connection of its own while another master does.
+
+        Behind a transaction pooler it is for nobody: no session there keeps a lock.
+        """
+        if self._shared.is_pooled:
+            return False
+        if not self._is_elected and not await self._shared.fetch("watched", LOOK_SECONDS, space=LOCK):
+            ((self._is_elected,),) = await self._own.fetch("watch", LOOK_SECONDS, space=LOCK)
             if not self._is_elected:
                 await self._own.close()
         return self._is_elected
 
     async def _sample(self) -> None:
         begun = monotonic()
-        queues = await self._own.fetch("queues", 2 * SECONDS, most=LANE_JOBS, pages=PAGES)
-        totals: dict[str, int] = dict(await self._own.fetch("totals", 2 * SECONDS, pages=PAGES))
-        tables = await self._own.fetch("tables", 2 * SECONDS)
-        horizon = await self._own.fetch("horizon", 2 * SECONDS)
+        queues = await self._own.fetch("queues", 2 * LOOK_SECONDS, most=LANE_JOBS, pages=PAGES)
+        totals: dict[str, int] = dict(await self._own.fetch("totals", 2 * LOOK_SECONDS, pages=PAGES))
+        tables = await self._own.fetch("tables", 2 * LOOK_SECONDS)
+        horizon = await self._own.fetch("horizon", 2 * LOOK_SECONDS)
         self._emit(
             Sampled(
                 seconds=monotonic() - begun,
@@ -97,9 +104,3 @@ class Sampler:
                 horizon=horizon[0] if horizon else None,
             )
         )
-
-
-def _patient(conninfo: str) -> str:
-    """Return the connection string of a session whose statements end by themselves before our patience does."""
-    options = conninfo_to_dict(conninfo).get("options") or ""
-    return make_conninfo(conninfo, options=f"{options} -c statement_timeout={int(SECONDS * 1000)}".strip())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
+from fastq import roles
 from fastq.errors import DatabaseError, SchemaError
+from fastq.server import PID, anywhere_writable
 from fastq.text import one_line
 
 if TYPE_CHECKING:
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 LOCK = 0x66617374  # "fast"
 OLDEST_SERVER = 140000
+
+AS_CLIENT: dict[str, Any] = {"connect_timeout": 5, "application_name": "fastq", "client_encoding": "UTF8"}
+"""How commands and clients connect."""
 
 
 def migrations() -> list[tuple[int, str, str]]:
@@ -28,11 +33,13 @@ def migrations() -> list[tuple[int, str, str]]:
 def connect(dsn: str) -> Connection:
     """Connect, or raise DatabaseError in one line."""
     try:
-        return psycopg.connect(
-            dsn, autocommit=True, connect_timeout=5, application_name="fastq", client_encoding="UTF8"
-        )
+        connection = psycopg.connect(anywhere_writable(dsn), autocommit=True, prepare_threshold=None, **AS_CLIENT)
+        pid = connection.execute(PID).fetchone()
     except psycopg.Error as error:
         raise no_database(error) from None
+    if pid == (connection.info.backend_pid,):  # no pooler, which would lose prepared statements
+        connection.prepare_threshold = 5
+    return connection
 
 
 def no_database(error: psycopg.Error) -> DatabaseError:
@@ -52,6 +59,14 @@ def migrate(connection: Connection) -> list[str]:
         return _migrate(connection)
     except psycopg.Error as error:
         raise SchemaError(f"the fastq schema cannot be applied: {one_line(error)}") from error
+
+
+def make_roles(connection: Connection) -> None:
+    """Make the roles of `fastq.roles`. Raises SchemaError when that is refused."""
+    try:
+        roles.create(connection)
+    except psycopg.Error as error:
+        raise SchemaError(f"the roles cannot be made: {one_line(error)}") from error
 
 
 def _migrate(connection: Connection) -> list[str]:
@@ -74,6 +89,8 @@ def _migrate(connection: Connection) -> list[str]:
                 connection.execute(text)
                 connection.execute("INSERT INTO fastq.migration (number, name) VALUES (%s, %s)", (number, name))
                 applied.append(name)
+        if applied:
+            roles.refresh(connection)
     return applied
 
 

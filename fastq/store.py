@@ -16,16 +16,17 @@ import socket
 import struct
 from functools import lru_cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psycopg
 from psycopg.adapt import Dumper
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import Format
 
+from fastq import server
 from fastq.batch import Longs
 from fastq.errors import DatabaseError
-from fastq.events import Answered, DatabaseBack, DatabaseLost
+from fastq.events import Answered, DatabaseBack, DatabaseLost, PoolerFound
 from fastq.text import one_line
 
 if TYPE_CHECKING:
@@ -37,22 +38,43 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 5
 
-SETTINGS = (
+SETTINGS = {
     # The tables swing between empty and a million rows; with plain index plans no statistics can be wrong.
-    "enable_seqscan=off",
-    "enable_bitmapscan=off",
-    "enable_sort=off",
-    "plan_cache_mode=force_generic_plan",
-    "jit=off",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_sort": "off",
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
     # Whatever the site's defaults are, these are what the statements were written for.
-    "default_transaction_isolation=read\\ committed",
-    "default_transaction_read_only=off",
-    "search_path=pg_catalog",
-    "TimeZone=UTC",
-    "statement_timeout=0",
-    "idle_session_timeout=0",
-)
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "search_path": "pg_catalog",
+    "TimeZone": "UTC",
+    "array_nulls": "on",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+    # A policy that hides jobs from us is to be an error, and not an empty table.
+    "row_security": "off",
+    # A master that has vanished holds no lock for long: the server's end of what KEEPALIVE is at ours.
+    "tcp_keepalives_idle": "3",
+    "tcp_keepalives_interval": "1",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "5000",
+}
 """Session settings of a master's connections."""
+
+STATEMENT_SECONDS = 30.0
+"""A statement whose master has given it up ends by itself then: behind a lock they would pile up otherwise."""
+
+BEGIN = "; ".join(
+    [
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+        f"SET LOCAL statement_timeout = '{STATEMENT_SECONDS * 1000:.0f}'",
+        *(f"SET LOCAL {name} = '{value}'" for name, value in SETTINGS.items() if not name.startswith("default")),
+    ]
+)
+"""What stands before each statement where a pooler keeps no settings."""
 
 KEEPALIVE = {
     # Both kinds together notice a server that has vanished; either alone does not.
@@ -78,10 +100,27 @@ def statements() -> dict[str, str]:
     }
 
 
-def master_conninfo(dsn: str, name: str) -> str:
-    """Return the connection string of a master's connection: the user's, with what we need where it says nothing."""
-    given: dict[str, Any] = conninfo_to_dict(dsn)
-    options = " ".join([str(given.pop("options", "") or ""), *(f"-c {setting}" for setting in SETTINGS)])
+VALUE_FAULTS = ("22", "23", "54")
+"""Classes of SQLSTATE that tell of a value, and not of the server: asking again would not help."""
+
+BACKOFF_STEPS = 10
+"""Failures in a row that make the next pause longer; an outage may bring thousands."""
+
+
+def pause(failures: int, longest: float) -> float:
+    """Return the seconds to wait after so many failures in a row, so that many masters do not come all at once."""
+    return min(longest, 0.05 * 2.0 ** min(failures, BACKOFF_STEPS)) * random.uniform(0.5, 1.0)
+
+
+def master_conninfo(dsn: str, name: str, seconds: float = STATEMENT_SECONDS) -> str:
+    """Return the connection string of a master's connection: the user's, with what we need where it says nothing.
+
+    The server ends a statement that takes longer than so many seconds.
+    """
+    given: dict[str, Any] = conninfo_to_dict(server.anywhere_writable(dsn))
+    settings = {**SETTINGS, "statement_timeout": f"{seconds * 1000:.0f}"}
+    words = ["-c {}={}".format(name, value.replace(" ", "\\ ")) for name, value in settings.items()]
+    options = " ".join([str(given.pop("options", "") or ""), *words])
     return make_conninfo(
         **{**KEEPALIVE, "application_name": name, **given, "options": options.strip(), "client_encoding": "UTF8"}
     )
@@ -114,21 +153,26 @@ def _longs(n: int) -> struct.Struct:
 class Connection:
     """One connection of a master: calls wait for each other, and a lost connection is opened again by the next call."""
 
-    def __init__(self, name: str, conninfo: Callable[[], str], emit: Emit) -> None:
+    def __init__(self, name: str, conninfo: Callable[[], str], lineage: server.Lineage, emit: Emit) -> None:
         self.name = name
         self.on_reconnect: Callable[[], None] = lambda: None
+        self.is_pooled = False
+        """Whether a pooler stands before the server, so that nothing of a session is kept."""
         self._conninfo = conninfo
+        self._lineage = lineage
         self._emit = emit
         self._connection: psycopg.AsyncConnection[TupleRow] | None = None
         self._cursor: psycopg.AsyncCursor[TupleRow] | None = None
         self._turn = asyncio.Lock()
         self._statements = statements()
         self._failures = 0
+        self._was_lost = False
 
     async def fetch(self, statement: str, seconds: float, **values: Any) -> list[TupleRow]:
         """Run a statement within so many seconds and return its rows.
 
-        Raises Lost when the connection fails or the time is over, and psycopg.Error when the server says no.
+        Raises Lost when the connection fails, the time is over, or the server cannot carry it out now (a deadlock, a
+        full disk, a standby, a schema that is gone), and psycopg.Error when it is the values that it refuses.
         """
         async with self._turn:
             cursor = self._cursor or await self._open()
@@ -136,20 +180,14 @@ class Connection:
             begun = loop.time()
             deadline = loop.call_later(seconds, self._cut)
             try:
-                await cursor.execute(self._statements[statement], values)
-                rows = await cursor.fetchall() if cursor.description else []
+                rows = await self._ask(cursor, statement, values)
             except psycopg.Error as error:
                 _pass_on_cancel()
-                if self._connection is None or self._connection.closed or self._connection.broken:
-                    await self._drop(error)
-                elif isinstance(error, psycopg.OperationalError):  # a deadlock, a lock timeout, a full disk: once more
-                    self._emit(DatabaseLost(self.name, one_line(error)))
-                    await asyncio.sleep(random.uniform(0.05, 0.2))
-                else:
-                    raise
-                raise Lost(f"{self.name}: {error}") from error
+                await self._fail(error)
             finally:
                 deadline.cancel()
+            if self._failures:
+                self._recover()
         _pass_on_cancel()
         self._emit(Answered(statement, loop.time() - begun))
         return rows
@@ -161,29 +199,62 @@ class Connection:
             with contextlib.suppress(psycopg.Error, OSError):
                 await connection.close()
 
+    async def _ask(
+        self, cursor: psycopg.AsyncCursor[TupleRow], statement: str, values: dict[str, Any]
+    ) -> list[TupleRow]:
+        if self.is_pooled:
+            await cursor.connection.execute(BEGIN)
+        await cursor.execute(self._statements[statement], values)
+        rows = await cursor.fetchall() if cursor.description else []
+        if self.is_pooled:
+            await cursor.connection.commit()
+        return rows
+
     async def _open(self) -> psycopg.AsyncCursor[TupleRow]:
         if self._failures:
-            await asyncio.sleep(min(2.0, 0.05 * 2**self._failures) * random.uniform(0.5, 1.0))
+            await asyncio.sleep(pause(self._failures, 2.0))
         try:
-            self._connection = await asyncio.wait_for(
-                psycopg.AsyncConnection.connect(self._conninfo(), autocommit=True, prepare_threshold=0),
-                CONNECT_SECONDS + 1,
-            )
+            info = self._conninfo()
+            async with asyncio.timeout((CONNECT_SECONDS + 1) * server.hosts(info)):
+                self._connection, self.is_pooled = await server.connect(info, self._lineage)
         except (psycopg.Error, DatabaseError, OSError) as error:
             await self._drop(error)
             raise Lost(f"{self.name}: {error}") from error
         self._connection.adapters.register_dumper(Longs, LongsDumper)
         self._cursor = self._connection.cursor(binary=True)
-        if self._failures:
-            self._failures = 0
-            self._emit(DatabaseBack(self.name))
-            self.on_reconnect()
+        if self._was_lost:
+            self._recover()
         return self._cursor
+
+    async def _fail(self, error: psycopg.Error) -> NoReturn:
+        """Raise what a failed call means."""
+        if self._connection is None or self._connection.closed or self._connection.broken:
+            await self._drop(error)
+            raise Lost(f"{self.name}: {error}") from error
+        if self.is_pooled:
+            with contextlib.suppress(psycopg.Error):
+                await self._connection.rollback()
+        if error.sqlstate is None and not isinstance(error, psycopg.OperationalError):
+            raise error  # the driver cannot send it
+        if (error.sqlstate or "")[:2] in VALUE_FAULTS:
+            raise error
+        self._failures += 1
+        self._emit(DatabaseLost(self.name, one_line(error)))
+        await asyncio.sleep(pause(self._failures, 2.0))
+        raise Lost(f"{self.name}: {error}") from error
 
     async def _drop(self, error: Exception) -> None:
         self._failures += 1
-        self._emit(DatabaseLost(self.name, one_line(error)))
+        self._was_lost = True
+        self._emit(DatabaseLost(self.name, one_line(error) or "no answer in time"))
         await self.close()
+
+    def _recover(self) -> None:
+        self._failures = 0
+        self._emit(DatabaseBack(self.name))
+        if self._was_lost:
+            self._was_lost = False
+            self.on_reconnect()
 
     def _cut(self) -> None:
         """Fail the call that is under way by closing its socket's both directions."""
@@ -202,18 +273,24 @@ def _pass_on_cancel() -> None:
 class Listener:
     """The connection that waits for NOTIFY: a hint that work has come, and never more than a hint."""
 
-    def __init__(self, conninfo: Callable[[], str], on_notify: Callable[[str], None], emit: Emit) -> None:
+    def __init__(
+        self, conninfo: Callable[[], str], lineage: server.Lineage, on_notify: Callable[[str], None], emit: Emit
+    ) -> None:
         self._conninfo = conninfo
+        self._lineage = lineage
         self._on_notify = on_notify
         self._emit = emit
 
     async def run(self) -> None:
-        """Listen until cancelled, on a new connection whenever the old one fails."""
+        """Listen until cancelled, on a new connection whenever the old one fails; behind a pooler not at all."""
         failures = 0
         while True:
             try:
-                info = self._conninfo()
-                async with await psycopg.AsyncConnection.connect(info, autocommit=True) as connection:
+                connection, is_pooled = await server.connect(self._conninfo(), self._lineage)
+                async with connection:
+                    if is_pooled:
+                        self._emit(PoolerFound())
+                        return
                     await connection.execute("LISTEN fastq")
                     if failures:
                         failures = 0
@@ -224,4 +301,4 @@ class Listener:
             except (psycopg.Error, DatabaseError, OSError) as error:
                 failures += 1
                 self._emit(DatabaseLost("listen", one_line(error)))
-                await asyncio.sleep(min(5.0, 0.1 * 2**failures) * random.uniform(0.5, 1.0))
+                await asyncio.sleep(pause(failures, 5.0))

@@ -26,7 +26,7 @@ FLOORS: list[set[str]] = [
     {"retry"},
     {"breaker", "children", "codec", "exposition", "inflight", "outcome", "wire"},
     {"batch", "unique"},
-    {"report"},
+    {"report", "roles", "server"},
     {
         "app",
         "cgroup",

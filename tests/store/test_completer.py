@@ -18,6 +18,7 @@ from fastq.events import Event, OutcomesRefused, RunsEnded
 from fastq.inflight import NEVER, Inflight, Packet
 from fastq.job import Kind
 from fastq.outcome import End
+from fastq.server import Lineage
 from fastq.store import Connection, Lost, master_conninfo
 
 UNBEGUN = (End.UNSTARTED, End.OVERDUE)
@@ -69,7 +70,7 @@ def complete(session: Session, *packets: Packet, connect: type[Connection] = Con
     events: list[Event] = []
 
     async def write() -> None:
-        connection = connect("outcomes", lambda: master_conninfo(session.dsn, "test"), events.append)
+        connection = connect("outcomes", lambda: master_conninfo(session.dsn, "test"), Lineage(), events.append)
         inflight = Inflight()
         inflight.add(packets)
         completer = Completer(

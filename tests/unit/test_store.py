@@ -7,8 +7,10 @@ import re
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+import fastq.errors
 from fastq.schema import migrations
-from fastq.store import SETTINGS, master_conninfo, statements
+from fastq.server import Lineage
+from fastq.store import SETTINGS, master_conninfo, pause, statements
 
 
 def test_a_statement_comes_without_its_header() -> None:
@@ -19,7 +21,7 @@ def test_a_statement_comes_without_its_header() -> None:
 def test_a_masters_connection_has_the_settings_its_statements_were_written_for() -> None:
     """All of them, whatever the site's defaults are."""
     options = str(conninfo_to_dict(master_conninfo("host=h", "m"))["options"])
-    assert re.findall(r"-c (\w+)=", options) == [setting.partition("=")[0] for setting in SETTINGS]
+    assert re.findall(r"-c (\w+)=", options) == [*SETTINGS, "statement_timeout"]
 
 
 def test_our_settings_come_after_the_users() -> None:
@@ -42,6 +44,47 @@ def test_our_settings_come_after_the_users() -> None:
 def test_a_connection_string_keeps_what_it_says(expected: str, dsn: str, name: str) -> None:
     """Ours only where it says nothing."""
     assert conninfo_to_dict(master_conninfo(dsn, "m"))[name] == expected
+
+
+@pytest.mark.parametrize(
+    ("dsn", "expected"),
+    [
+        ("host=a", None),
+        ("host=a,b", "read-write"),
+        ("postgresql://a:1,b:2/db", "read-write"),
+        ("hostaddr=127.0.0.1,127.0.0.2", "read-write"),
+        ("host=a,b target_session_attrs=any", "any"),
+    ],
+)
+def test_of_several_hosts_the_one_that_takes_writes_is_meant(dsn: str, expected: str | None) -> None:
+    """A standby among them is not to be asked for jobs."""
+    assert conninfo_to_dict(master_conninfo(dsn, "m")).get("target_session_attrs") == expected
+
+
+@pytest.mark.parametrize("failures", [0, 1, 5, 10, 1000, 100_000])
+def test_a_pause_is_bounded_however_long_an_outage_is(failures: int) -> None:
+    """An hour of failures must not end in a number that is too large."""
+    assert 0.02 < pause(failures, 2.0) <= 2.0
+
+
+def test_a_lineage_goes_on_with_a_promoted_server() -> None:
+    """The same system, a higher timeline."""
+    lineage = Lineage()
+    for timeline in (1, 1, 2, 5):
+        lineage.accept("7", timeline)
+
+
+@pytest.mark.parametrize(
+    ("system", "timeline", "words"),
+    [("8", 3, "another server answers: system 8"), ("7", 1, "an old primary answers: timeline 1")],
+)
+def test_a_lineage_refuses_a_server_that_does_not_know_what_we_hold(system: str, timeline: int, words: str) -> None:
+    """Another system, or the primary from before a failover; and it still takes the right one afterwards."""
+    lineage = Lineage()
+    lineage.accept("7", 2)
+    with pytest.raises(fastq.errors.DatabaseError, match=words):
+        lineage.accept(system, timeline)
+    lineage.accept("7", 2)
 
 
 def test_migrations_are_numbered_from_one_without_a_gap() -> None:
