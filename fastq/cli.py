@@ -16,9 +16,9 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from fastq import __version__, logs, schema
+from fastq import __version__, logs, roles, schema
 from fastq.breaker import parse_breaker
-from fastq.config import ChildLimits, Config, parse_address
+from fastq.config import ChildLimits, Config, mask, parse_address
 from fastq.database import Database
 from fastq.errors import AppImportError, ConfigError, FastqError
 from fastq.events import Emit, Event, MasterStarted
@@ -46,7 +46,7 @@ def master(argv: Sequence[str] | None = None) -> int:
     """Run `fastq-master`."""
     parser = Parser(prog="fastq-master", description="Run jobs from Postgres in isolated child processes.")
     _add_master_options(parser)
-    return _guarded(lambda: run_master(parser.parse_args(argv)))
+    return _guarded(run_master, parser.parse_args(argv))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, text in (
         ("master", "run jobs (the same as fastq-master)"),
         ("init", "create or update the schema"),
+        ("roles", "show the SQL of `init --roles`, for whoever may create roles"),
         ("show", "show a job and how its runs ended"),
         ("top", "watch masters, what their children run, queues and panics"),
         ("demo", "see sixteen children run real jobs, and what a crash looks like"),
@@ -66,8 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _add_master_options(command)
         elif name == "top":
             _add_top_options(command)
-        else:
+        elif name != "roles":
             command.add_argument("--dsn", help="connection string (default: FASTQ_DSN, DATABASE_URL, PG*, embedded)")
+        if name == "init":
+            command.add_argument("--roles", action="store_true", help="make the roles of SECURITY.md as well")
         if name == "show":
             command.add_argument("job", type=int, help="id of the job")
         if name == "demo":
@@ -76,8 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "--keep", action="store_true", help="leave the master running at the end, to look around"
             )
     args = parser.parse_args(argv)
-    commands_by_name = {"master": run_master, "init": run_init, "show": run_show, "top": run_top, "demo": run_demo}
-    return _guarded(lambda: commands_by_name[args.command](args))
+    commands_by_name = {
+        "master": run_master, "init": run_init, "roles": run_roles, "show": run_show, "top": run_top, "demo": run_demo,
+    }  # fmt: skip
+    return _guarded(commands_by_name[args.command], args)
 
 
 OPTIONS: tuple[tuple[str, Callable[[str], Any], str, str], ...] = (
@@ -157,6 +162,15 @@ def _config(args: argparse.Namespace) -> Config:
     )
 
 
+def _refuse_password(dsn: str | None) -> None:
+    """Raise ConfigError for a password that every user of the machine can read."""
+    if dsn and mask(dsn) != dsn:
+        raise ConfigError(
+            "--dsn: a password on the command line is shown to everybody by ps: put the connection string into"
+            " FASTQ_DSN, or the password into a file (PGPASSFILE)"
+        )
+
+
 def run_master(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
     config = _config(args)
@@ -166,6 +180,7 @@ def run_master(args: argparse.Namespace) -> int:
             with database.connect() as connection:
                 if config.init:
                     schema.migrate(connection)
+                roles.check(connection)
                 schema.check(connection)
             asyncio.run(_serve(config, database, args.ready_fd))
     finally:
@@ -237,7 +252,15 @@ def run_init(args: argparse.Namespace) -> int:
     """Create or update the schema."""
     with Database(args.dsn) as database, database.connect() as connection:
         applied = schema.migrate(connection)
+        if args.roles:
+            schema.make_roles(connection)
         print(f"{database.address}: {', '.join(applied) or 'up to date'}")
+    return 0
+
+
+def run_roles(_: argparse.Namespace) -> int:
+    """Show the SQL that makes the roles."""
+    print(roles.script())
     return 0
 
 
@@ -273,10 +296,11 @@ def run_demo(args: argparse.Namespace) -> int:
     return demo(args.dsn, procs=args.procs, keep=args.keep)
 
 
-def _guarded(run: Callable[[], int]) -> int:
+def _guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     """Run, and turn an error of ours into one line and its exit status."""
     try:
-        return run()
+        _refuse_password(getattr(args, "dsn", None))
+        return run(args)
     except AppImportError as error:
         if error.traceback:
             print(error.traceback, end="", file=sys.stderr)

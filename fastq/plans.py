@@ -78,7 +78,11 @@ Target = int | Iterable[int] | Filter
 
 
 def _words(value: str | Iterable[str] | None) -> list[str] | None:
-    return None if value is None else [value] if isinstance(value, str) else [str(word) for word in value]
+    if value is None:
+        return None
+    if not isinstance(value, Iterable):
+        raise InvalidJob(f"filter is {value!r}, must be a word or several")
+    return [value] if isinstance(value, str) else [str(word) for word in value]
 
 
 def get(job_id: int) -> Plan[Job]:
@@ -159,6 +163,7 @@ def _act_on_page(action: str, wanted: Filter, values: dict[str, Any]) -> Plan[li
 
 
 def _act(action: str, ids: Sequence[int], values: dict[str, Any]) -> Plan[list[int]]:
+    ids = [job_id for job_id in ids if abs(job_id) < 2**63]  # no job has another
     if action in ("retry", "delete"):
         yield BEGIN, {}
         yield "lock", {"ids": ids}

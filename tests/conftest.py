@@ -18,12 +18,26 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from fastq import schema
+from fastq.database import Database
 from fastq.embedded import EmbeddedPostgres
 
 SETTINGS = {"max_connections": "200", "fsync": "off"}
 """No test pulls the machine's plug: what is committed survives every kill without waiting for the disk."""
 
+AS_ROLES = bool(os.environ.get("FASTQ_TEST_ROLES"))
+"""Whether masters and clients are members of `fastq.roles`, and no more, instead of superusers."""
+
 _numbers = itertools.count()
+
+
+def member(server: str, group: str) -> str:
+    """Return a user of ours that is a member of a role of fastq's, and nothing else."""
+    name = f"fastq_test_{group.removeprefix('fastq_')}"
+    with psycopg.connect(server, autocommit=True) as connection, contextlib.suppress(psycopg.errors.DuplicateObject):
+        connection.execute(
+            sql.SQL("CREATE ROLE {} LOGIN IN ROLE {}").format(sql.Identifier(name), sql.Identifier(group))
+        )
+    return name
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +63,8 @@ def template_database(server: str) -> Iterator[str]:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         with schema.connect(make_conninfo(server, dbname=name)) as fresh:
             schema.migrate(fresh)
+            if AS_ROLES:
+                schema.make_roles(fresh)
         yield name
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
@@ -63,6 +79,13 @@ def dsn(server: str, template_database: str) -> Iterator[str]:
         )
         yield make_conninfo(server, dbname=name)
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(autouse=AS_ROLES)
+def clients_as_members(server: str, template_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With FASTQ_TEST_ROLES set, let clients connect as members of fastq_client."""
+    user, plain = member(server, "fastq_client"), Database.dsn
+    monkeypatch.setattr(Database, "dsn", lambda self: make_conninfo(plain(self), user=user))
 
 
 @pytest.fixture
@@ -83,9 +106,9 @@ def connection(dsn: str) -> Iterator[psycopg.Connection]:
 
 
 @pytest.fixture
-def masters(dsn: str, tmp_path: Path) -> Iterator[Masters]:
+def masters(dsn: str, server: str, tmp_path: Path) -> Iterator[Masters]:
     """Start real masters with `masters.start(...)`; whatever a test leaves running is killed, and told of as a failure."""
-    started = Masters(dsn, tmp_path)
+    started = Masters(make_conninfo(dsn, user=member(server, "fastq_master")) if AS_ROLES else dsn, tmp_path)
     yield started
     started.kill_all()
     left = leftovers(started.name)

@@ -4,6 +4,8 @@
 -- and at most so many jobs (cap). A packet holds jobs that are alike: of one lane, kind and attempt, with payloads of one
 -- class of sizes; as many as their kind allows, and no more than fit into its socket. A suspect, a big payload or a job
 -- with limits of its own travels alone. The payloads of all that are alike come with their first packet.
+-- A payload that did not fit into ready is looked up, its length with it: a job that was deleted by hand or edited must
+-- not shift its neighbours'. One that has grown by more than a packet has room for comes empty, and fails alone.
 -- Nothing is sorted that could be hashed (enable_sort=off): so jobs stay in the order in which they were picked.
 -- Locks: the own worker row FOR KEY SHARE (a revocation waits for us, or we claim nothing), ready rows SKIP LOCKED.
 -- Index: ready_lane. The ctids go through an array, so that exactly those rows are deleted, whatever the plan.
@@ -25,9 +27,13 @@ WITH me AS MATERIALIZED (
     DELETE FROM fastq.ready WHERE ctid = ANY (ARRAY (SELECT tid FROM picked))
 ), alike AS MATERIALIZED (
     SELECT row_number() OVER () AS id, queue, lane, kind, attempt + 1 AS attempt, max(lost) AS lost, max(deaths) AS deaths,
-           array_agg(pos) AS places, array_agg(job_id) AS job_ids, array_agg(size) AS sizes,
+           array_agg(pos) AS places, array_agg(job_id) AS job_ids, array_agg(CASE WHEN payload IS NOT NULL OR size > 32768 THEN size ELSE coalesce((
+               SELECT octet_length(job.payload::text) FROM fastq.job WHERE id = job_id AND octet_length(job.payload::text) <= size + 1024
+           ), 0) END) AS sizes,
            array_agg(date_part('epoch', now()) - date_part('epoch', run_at)) AS waits,
-           string_agg(coalesce(payload, (SELECT job.payload FROM fastq.job WHERE id = job_id AND size <= 32768))::text, '') AS body,
+           string_agg(coalesce(payload, (
+               SELECT job.payload FROM fastq.job WHERE id = job_id AND size <= 32768 AND octet_length(job.payload::text) <= size + 1024
+           ))::text, '') AS body,
            min(limits::text) AS limits,
            least((%(packets)s::integer[])[array_position(%(kinds)s::text[], kind)], 65536 / max(size) + 1) AS jobs
     FROM picked
