@@ -8,12 +8,13 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from helpers.masters import Masters, leftovers
+from helpers.pooler import pooler
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -23,6 +24,9 @@ from fastq.embedded import EmbeddedPostgres
 
 SETTINGS = {"max_connections": "200", "fsync": "off"}
 """No test pulls the machine's plug: what is committed survives every kill without waiting for the disk."""
+
+POOLED = bool(os.environ.get("FASTQ_TEST_POOLER"))
+"""Whether masters reach their database through a PgBouncer."""
 
 AS_ROLES = bool(os.environ.get("FASTQ_TEST_ROLES"))
 """Whether masters and clients are members of `fastq.roles`, and no more, instead of superusers."""
@@ -105,10 +109,20 @@ def connection(dsn: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
+@pytest.fixture(scope="session")
+def way(server: str) -> Iterator[Callable[[str], str]]:
+    """Return how masters come to a database: as they are told, or with FASTQ_TEST_POOLER through a PgBouncer."""
+    if not POOLED:
+        yield lambda dsn: dsn
+        return
+    with pooler(server) as bouncer:
+        yield bouncer.over
+
+
 @pytest.fixture
-def masters(dsn: str, server: str, tmp_path: Path) -> Iterator[Masters]:
+def masters(dsn: str, server: str, way: Callable[[str], str], tmp_path: Path) -> Iterator[Masters]:
     """Start real masters with `masters.start(...)`; whatever a test leaves running is killed, and told of as a failure."""
-    started = Masters(make_conninfo(dsn, user=member(server, "fastq_master")) if AS_ROLES else dsn, tmp_path)
+    started = Masters(way(make_conninfo(dsn, user=member(server, "fastq_master")) if AS_ROLES else dsn), tmp_path)
     yield started
     started.kill_all()
     left = leftovers(started.name)
