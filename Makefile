@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check dashboards bench bench-peers chaos truth sim bugs clean
+.PHONY: help demo test check dashboards bench bench-peers chaos truth sim bugs fuzz clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -58,6 +58,9 @@ sim: $(VENV)/installed ## play masters in scripted worlds with virtual time, one
 
 bugs: $(VENV)/installed ## break fastq in many ways, and see that chaos catches each (BUGS="no-guard ...": these)
 	@$(BIN)/python tests/chaos/bugs.py $(BUGS)
+
+fuzz: $(VENV)/installed ## decode damaged packets and frames (N=1000000, SEED=1)
+	@$(BIN)/python tests/helpers/fuzz.py $(if $(N),--number $(N)) $(if $(SEED),--seed $(SEED))
 
 clean: ## remove what make has made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+from helpers import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -93,3 +94,21 @@ def test_a_long_payload_comes_beside_its_packet(job_id: int, size: int) -> None:
     """For any job and any size."""
     packet = wire.unpack(wire.pack(bytes(16), 0, 1, [job_id], [size], b""))
     assert (packet.job_ids, packet.payloads) == ((job_id,), None)
+
+
+def test_packets_and_frames_that_are_cut_and_damaged() -> None:
+    """Twenty thousand of them here; `make fuzz` tries as many as one likes."""
+    assert fuzz.run(20_000, seed=7) >= 20_000
+
+
+def test_the_fuzzer_sees_a_wrong_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that mixes two frames up is caught, with the seed of the round."""
+    feed = FrameReader.feed
+
+    def swap(self: FrameReader, data: bytes) -> wire.Frames:
+        frames = feed(self, data)
+        return frames._replace(job_ids=frames.job_ids[::-1])
+
+    monkeypatch.setattr(FrameReader, "feed", swap)
+    with pytest.raises(AssertionError, match=r"seed 7, round 0: frames differ"):
+        fuzz.run(1000, seed=7)
