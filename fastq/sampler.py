@@ -64,6 +64,7 @@ class Sampler:
                     await self._sample()
             except Lost:
                 self._is_elected = False
+                await self._own.close()  # it may still hold the lock
             except psycopg.Error as error:  # never a reason to stop running jobs
                 self._emit(DatabaseLost("statistics", one_line(error)))
                 pause = REFUSED_SECONDS

@@ -39,7 +39,9 @@ class Session:
 class Connection:
     """Stands for fastq.store.Connection."""
 
-    def __init__(self, name: str, conninfo: Callable[[], Any], emit: Any) -> None:
+    is_pooled = False
+
+    def __init__(self, name: str, conninfo: Callable[[], Any], _lineage: Any, emit: Any) -> None:
         self.name = name
         self.on_reconnect: Callable[[], None] = lambda: None
         self._host: Host = conninfo()
@@ -91,7 +93,7 @@ class Connection:
 class Listener:
     """Stands for fastq.store.Listener: a hint, and here it never comes."""
 
-    def __init__(self, conninfo: Any, on_notify: Any, emit: Any) -> None: ...
+    def __init__(self, conninfo: Any, lineage: Any, on_notify: Any, emit: Any) -> None: ...
 
     async def run(self) -> None:
         await asyncio.Event().wait()

@@ -87,7 +87,7 @@ def played(world: Simulation) -> Iterator[None]:
         (dispatcher, "time", world.seconds),
         (inflight, "STREAK", world.chance.choice((1, 100))),
         (life, "uuid", types.SimpleNamespace(uuid4=draw_uuid)), (leaser, "uuid", types.SimpleNamespace(uuid4=draw_uuid)),
-        (life, "Connection", Connection), (life, "Listener", Listener), (life, "master_conninfo", lambda dsn, name: dsn),
+        (life, "Connection", Connection), (life, "Listener", Listener), (life, "master_conninfo", lambda dsn, *_: dsn),
         (life, "lifeline", lifeline), (keeper, "lifeline", lifeline), (life, "setproctitle", lambda title: None),
         (life, "OomCounter", lambda: types.SimpleNamespace(has_killed=lambda: False, forget=lambda: None)),
         (life, "mmap", types.SimpleNamespace(mmap=lambda fd, size: world.words[fd])), (life, "os", fake_os),

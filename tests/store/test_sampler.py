@@ -13,6 +13,7 @@ from helpers.store import Session
 from fastq import sampler
 from fastq.events import Answered, DatabaseLost, Event, Sampled
 from fastq.sampler import LOCK, Sampler
+from fastq.server import Lineage
 from fastq.store import Connection, master_conninfo
 
 
@@ -29,8 +30,9 @@ class Watch:
     def __init__(self, dsn: str, interval: float = 0.01) -> None:
         self.events: list[Event] = []
         self._conninfo = lambda: master_conninfo(dsn, "watch")
-        self.shared = Connection("claims", self._conninfo, self.events.append)
-        self.sampler = Sampler(interval, self.shared, self._conninfo, self.events.append)
+        lineage = Lineage()
+        self.shared = Connection("claims", self._conninfo, lineage, self.events.append)
+        self.sampler = Sampler(interval, self.shared, self._conninfo, lineage, self.events.append)
         self.task = asyncio.get_running_loop().create_task(self.sampler.run())
 
     def of(self, kind: type[Event]) -> list[Any]:
