@@ -443,9 +443,6 @@ class Dispatcher:
         for child in self._children:
             if not child.packets or child.phase is Phase.LEAVING:
                 continue
-            self.read(child)  # it may hold back what it has to say, and be stuck since
-            if not child.packets:
-                continue
             packet = child.packets[0]
             if len(child.packets) > 1 and now - child.since > STUCK_NS and self.idle():
                 self.recall(child)

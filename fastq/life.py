@@ -235,7 +235,7 @@ class Life:
         )  # fmt: skip
         self._warden = Warden(
             kinds, self._children, self._emit, weigh=self._config.recycle_memory > 0,
-            read=self._dispatcher.read, kill=self._nursery.kill, cancelled=self._dispatcher.is_cancelled,
+            read=self._nursery.hear, kill=self._nursery.kill, cancelled=self._dispatcher.is_cancelled,
             interrupt=lambda child: self._nursery.signal(child, INTERRUPT),
             show=lambda child: self._nursery.signal(child, SHOW),
         )  # fmt: skip
@@ -338,8 +338,8 @@ class Life:
         self._leaser.call()
         self._keeper.due_soon()
 
-    def _on_results(self, child: Child) -> None:
-        self._dispatcher.read(child)
+    def _on_results(self, child: Child) -> bool:
+        return self._dispatcher.read(child)
 
     def _on_doomed(self, child: Child) -> None:
         self._dispatcher.recall(child)
@@ -436,6 +436,7 @@ class Life:
             late = monotonic() - due
             due += late + TICK_SECONDS
             self._emit(Ticked(late, (late + TICK_SECONDS) * sum(child.is_busy for child in self._children)))
+            self._nursery.hear_all()
             self._dispatcher.tick()
             self._warden.look()
             self._nursery.tick()

@@ -76,7 +76,7 @@ class Nursery:
         children: Children,
         emit: Emit,
         *,
-        on_results: Callable[[Child], object],
+        on_results: Callable[[Child], bool],
         on_doomed: Callable[[Child], object],
         on_death: Callable[[Child, Death], None],
         on_lost: Callable[[Exception], None],
@@ -162,23 +162,31 @@ class Nursery:
 
     def _born(self, child: Child, pid: int, pidfd: int) -> None:
         child.pid, child.pidfd = pid, pidfd
-        self._loop.add_reader(child.channel.results, self._hear_results, child)
+        self._loop.add_reader(child.channel.results, self.hear, child)
         self._loop.add_reader(child.channel.output, self._read_output, child)
         self._loop.add_reader(pidfd, self._doomed, child)
         self._emit(ChildBorn(child.slot, pid))
         if child.killed_for:
             self.kill(child, child.killed_for)
 
-    def _hear_results(self, child: Child) -> None:
+    def hear(self, child: Child) -> bool:
+        """Take in what a child has written and reported; whether it has reported anything."""
         was_ready = child.phase is not Phase.STARTING
         self._read_output(child)  # what it wrote before it reported belongs to the run it reports
-        self._on_results(child)
+        reported = self._on_results(child)
         if not was_ready and child.phase is Phase.READY:
             self._failures.pop(child.slot, None)
             for other in self._children.predecessors(child):
                 self._let_go(other)
         elif child.phase is Phase.RETIRING:
             self._let_go(child)
+        return reported
+
+    def hear_all(self) -> None:
+        """Hear all that have work: what they hold back, and are stuck since, nobody tells of."""
+        for child in self._children:
+            if child.packets and child.phase is not Phase.LEAVING:
+                self.hear(child)
 
     # Children go.
 

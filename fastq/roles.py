@@ -123,8 +123,8 @@ def _held(connection: Connection[Any], role: str) -> Iterator[tuple[str, bool]]:
             WHEN 'SEQUENCE' THEN has_sequence_privilege(class.oid, privilege)
             ELSE has_function_privilege(proc.oid, privilege) END
         FROM unnest(%s::text[], %s::text[], %s::text[]) AS wanted (privilege, sort, name)
-        LEFT JOIN pg_class AS class ON sort <> 'FUNCTION' AND relname = name AND relnamespace = 'fastq'::regnamespace
-        LEFT JOIN pg_proc AS proc ON sort = 'FUNCTION' AND proname = name AND pronamespace = 'fastq'::regnamespace
+        LEFT JOIN pg_class AS class ON sort <> 'FUNCTION' AND relname = name AND relnamespace = to_regnamespace('fastq')
+        LEFT JOIN pg_proc AS proc ON sort = 'FUNCTION' AND proname = name AND pronamespace = to_regnamespace('fastq')
         WHERE class.oid IS NOT NULL OR proc.oid IS NOT NULL
         """,
         [list(column) for column in zip(*wanted, strict=True)],

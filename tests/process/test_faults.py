@@ -15,7 +15,7 @@ from helpers import jobs, trouble
 from helpers.clean import assert_no_more, clean, open_files
 from helpers.house import PROCS, full_house, zombies
 from helpers.jobs import held
-from helpers.masters import Masters, outcomes
+from helpers.masters import Master, Masters, outcomes
 from helpers.until import until
 
 import fastq
@@ -39,6 +39,12 @@ def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+def has_pidfds(master: Master) -> list[str]:
+    """Return a master's descriptors once it can watch all its children; else nothing."""
+    files = open_files(master)
+    return files if files.count("anon_inode:[pidfd]") >= PROCS else []
+
+
 def test_idle_children_may_be_killed_for_ever(
     masters: Masters, client: fastq.Client, connection: psycopg.Connection
 ) -> None:
@@ -46,7 +52,7 @@ def test_idle_children_may_be_killed_for_ever(
     master = masters.start(app=APP, procs=PROCS)
     assert works(client)
     until(lambda: len(masters.children()) == PROCS, "sixteen children")
-    before = open_files(master)
+    before = until(lambda: has_pidfds(master), "the master to have been told of all")
     for number in [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP] * 2:
         old = {child.pid for child in masters.children()}
         for pid in old:

@@ -32,7 +32,7 @@ def test_each_kill_costs_at_most_the_job_that_it_hit(
             [
                 jobs.noop.job()
                 if n % 4 == 0
-                else jobs.exclusive.job(str(evidence), chance.choice((0.001, 0.002, 0.005)))
+                else jobs.exclusive.job(str(evidence), chance.choice((0.002, 0.005, 0.01)))
                 for n in range(JOBS)
             ]
         )
