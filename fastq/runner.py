@@ -149,15 +149,17 @@ class Runner:
         self._pristine.restore()
         if self._may_have_spawned:
             self._bury()
-        report, last, send_by = self.report, len(packet.job_ids) - 1, clock_gettime_ns(CLOCK_BOOTTIME) + HOLD_NS
+        report, last, started = self.report, len(packet.job_ids) - 1, clock_gettime_ns(CLOCK_BOOTTIME)
+        send_by = started + HOLD_NS
         for position, (job_id, payload) in enumerate(zip(packet.job_ids, payloads, strict=True)):
             global _current  # noqa: PLW0603 - there is one job in this process
             _current = (job_id, kind, packet.attempt, token, deadline, self)
-            self._started = started = clock_gettime_ns(CLOCK_BOOTTIME)
+            self._started = started
             end, body = run(call, payload, packet.attempt, delay)
             if _is_stray:
                 os._exit(0)
-            elapsed = clock_gettime_ns(CLOCK_BOOTTIME) - started
+            ended = clock_gettime_ns(CLOCK_BOOTTIME)
+            elapsed = ended - started
             _current = None
             flags = 0
             if elapsed >= SPAWN_NS:
@@ -166,9 +168,10 @@ class Runner:
                 queued, before = self._stat.queued(), queued
                 flags = wire.SLOW if elapsed - (queued - before) >= SLOW_NS else 0
             frame = wire.frame(end, flags, job_id, started, elapsed, body)
-            if body or position == last or started + elapsed > send_by:
+            if body or position == last or ended > send_by:
                 report.send(frame)
-                send_by = started + elapsed + HOLD_NS
+                send_by = ended + HOLD_NS
+                ended = clock_gettime_ns(CLOCK_BOOTTIME)  # the pipe may have been full
             else:
                 report.hold(frame)
             if elapsed >= GIVE_BACK_NS:
@@ -179,6 +182,7 @@ class Runner:
                     report.hold(wire.frame(End.UNSTARTED, 0, unstarted, started, 0))
                 report.send()
                 return
+            started = ended  # of the next, which begins now: that spares it a look at the clock
 
     def _bury(self) -> None:
         """Reap what daemons leave as their adopted parent; now and then only: it may be a handler's own child."""

@@ -180,3 +180,13 @@ def test_payloads_nested_too_deep_are_an_error_and_no_crash() -> None:
     """Legal in Postgres, too deep for any decoder: only this job fails."""
     with pytest.raises((ValueError, RecursionError)):
         decode(b"[" * 100_000 + b"]" * 100_000)
+
+
+@pytest.mark.parametrize("as_view", [False, True], ids=["bytes", "memoryview"])
+def test_a_long_integer_is_found_wherever_it_stands(as_view: bool) -> None:
+    """Only every nineteenth byte is looked at first."""
+    for digits in (19, 20, 40):
+        number = int("9" * digits)
+        for place in range(60):
+            data = b'["' + b"x" * place + b'",' + str(number).encode() + b"]"
+            assert decode(memoryview(data) if as_view else data)[1] == number, (digits, place)
