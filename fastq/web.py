@@ -22,6 +22,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import orjson
+from prometheus_client import CollectorRegistry, ProcessCollector, exposition
+from prometheus_client.openmetrics import exposition as openmetrics_exposition
 
 from fastq.errors import ConfigError
 from fastq.exposition import OPENMETRICS, TEXT
@@ -67,7 +69,8 @@ class Pages:
         match path:
             case "/metrics":
                 wants = "application/openmetrics-text" in accept
-                return 200, OPENMETRICS if wants else TEXT, self._metrics(self._ask(), openmetrics=wants)
+                ours = self._metrics(self._ask(), openmetrics=wants)
+                return 200, OPENMETRICS if wants else TEXT, ours.removesuffix(b"# EOF\n") + _process(openmetrics=wants)
             case "/livez":
                 return self._health("" if self._ask() else f"the loop has not turned for {LOOP_SECONDS:g} s")
             case "/readyz":
@@ -100,6 +103,16 @@ class Pages:
                 return None
             self._known = monotonic(), status
             return status
+
+
+_PROCESS = CollectorRegistry()
+ProcessCollector(registry=_PROCESS)
+
+
+def _process(*, openmetrics: bool) -> bytes:
+    """Return what every exporter tells of its process, under the names that every dashboard knows: process_*."""
+    text: bytes = (openmetrics_exposition if openmetrics else exposition).generate_latest(_PROCESS)
+    return text
 
 
 def _not_ready(status: Status | None) -> str:

@@ -121,8 +121,8 @@ def test_every_panel_of_every_dashboard_shows_something(
     until(lambda: prometheus.query('fastq_queue_jobs{queue="orphans"} == 1'), "a sample of what nobody runs")
     until(lambda: prometheus.query("min(count_over_time(fastq_panics_total[20s])) >= 3"), "a rate of everything")
 
-    answers = {where: prometheus.query(filled(query, "20s")) for where, query in queries()}
-    assert [where for where, series in answers.items() if not series] == []
+    for where, query in queries():  # a figure of the whole database is left out for a moment when its sample came late
+        until(lambda query=query: prometheus.query(filled(query, "20s")), where)
 
     told = {
         series["metric"]["outcome"]: int(series["value"][1])
@@ -131,7 +131,7 @@ def test_every_panel_of_every_dashboard_shows_something(
     assert {outcome: told[outcome] for outcome in ("FAILED", "PANIC", "CANCELLED", "RETRY", "SNOOZED")} == {
         "FAILED": 5, "PANIC": 3, "CANCELLED": 1, "RETRY": 1, "SNOOZED": 1,
     }  # fmt: skip
-    (waiting,) = prometheus.query('fastq_waiting_jobs{phase="scheduled"}')
+    (waiting,) = until(lambda: prometheus.query('fastq_waiting_jobs{phase="scheduled"}'), "a sample of what waits")
     assert int(waiting["value"][1]) >= 3
 
     rules = [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]

@@ -95,6 +95,8 @@ def test_who_asks_for_openmetrics_gets_it(site: Site) -> None:
     code, kind, body = site.get("/metrics", Accept=accept)
     assert (code, kind) == (200, OPENMETRICS)
     assert body.endswith("# EOF\n")
+    assert body.count("# EOF") == 1
+    assert "process_open_fds" in body
 
 
 def test_the_status_is_json(site: Site) -> None:
