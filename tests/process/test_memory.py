@@ -40,11 +40,11 @@ def test_sixteen_children_share_what_was_preloaded(
     (tmp_path / "big.py").write_text(APP)
     master = masters.start(app=str(tmp_path / "big.py"), procs=16)
     connection.execute("INSERT INTO fastq.job (kind) SELECT 'look' FROM generate_series(1, 4000)")
-    until(lambda: is_quiet(connection), "all to end")
-    serving = [
-        process.pid for process in masters.processes() if process.title.startswith(("fastq: child", "fastq: templ"))
-    ]
-    assert len(serving) == 17
-    assert 300 < sum(map(pss, serving)) < 500
+
+    def serving() -> list[int]:
+        return [it.pid for it in masters.processes() if it.title.startswith(("fastq: child", "fastq: templ"))]
+
+    until(lambda: is_quiet(connection) and len(serving()) == 17, "all to end, and the last child to be there")
+    assert 300 < sum(map(pss, serving())) < 500
     assert fastq.Status.DONE in dict(connection.execute("SELECT outcome, 1 FROM fastq.attempt").fetchall())
     assert master.stop() == 0
