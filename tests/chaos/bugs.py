@@ -165,7 +165,9 @@ def _() -> None:
     settings={"lease": 3.0, "seconds": 20},
 )
 def _() -> None:
-    sql(heartbeat=("AND NOT revoked", ""), claim=("AND NOT revoked FOR KEY", "FOR KEY"))
+    sql(claim=("SELECT FROM fastq.worker WHERE id = %(worker)s AND NOT revoked FOR KEY SHARE", "SELECT"))
+    sql(heartbeat=("AND NOT revoked\nRETURNING heartbeat", "RETURNING heartbeat) SELECT 1"))  # a row, if none is left
+    sql(heartbeat=("UPDATE fastq.worker", "WITH beat AS (UPDATE fastq.worker"))
 
 
 @bug("never-fenced", "master", "undrained", faults=("master-stop=5/2",), settings={"lease": 3.0, "seconds": 20})
