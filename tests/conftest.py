@@ -7,12 +7,12 @@ import itertools
 import os
 import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
+from helpers.folder import make_folder
 from helpers.masters import Masters, leftovers
 from helpers.pooler import pooler
 from psycopg import sql
@@ -22,8 +22,8 @@ from fastq import schema
 from fastq.database import Database
 from fastq.embedded import EmbeddedPostgres
 
-SETTINGS = {"max_connections": "200", "fsync": "off"}
-"""No test pulls the machine's plug: what is committed survives every kill without waiting for the disk."""
+SETTINGS = {"max_connections": "200", "fsync": "off", "max_wal_size": "256MB"}
+"""No test pulls the machine's plug: what is committed survives every kill without waiting for the disk. Memory has little room for WAL."""
 
 POOLED = bool(os.environ.get("FASTQ_TEST_POOLER"))
 """Whether masters reach their database through a PgBouncer."""
@@ -50,8 +50,7 @@ def server() -> Iterator[str]:
     if dsn := os.environ.get("FASTQ_TEST_DSN"):
         yield dsn
         return
-    folder = Path(tempfile.mkdtemp(prefix="fastq-test-", dir="/tmp"))
-    folder.chmod(0o711)
+    folder = make_folder("fastq-test-")
     try:
         with EmbeddedPostgres(folder / "pg", settings=SETTINGS) as postgres:
             yield postgres.dsn

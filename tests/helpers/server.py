@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ from psycopg.conninfo import make_conninfo
 
 from fastq import schema
 from fastq.embedded import EmbeddedPostgres
+from helpers.folder import make_folder
 from helpers.until import until
 
 SETTINGS = {"fsync": "off", "shared_buffers": "16MB", "listen_addresses": "127.0.0.1", "wal_level": "logical"}
@@ -128,9 +128,8 @@ class Server(EmbeddedPostgres):
 def server(**settings: str) -> Iterator[Server]:
     """Run a server with the schema in a folder of its own."""
     with ExitStack() as exits:
-        folder = Path(tempfile.mkdtemp(prefix="fastq-server-", dir="/tmp"))
+        folder = make_folder("fastq-server-")
         exits.callback(shutil.rmtree, folder, ignore_errors=True)
-        folder.chmod(0o755)
         server = exits.enter_context(Server(folder / "pg", **settings))
         with schema.connect(server.dsn) as connection:
             schema.migrate(connection)
