@@ -11,7 +11,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from helpers.folder import make_folder
 
 from fastq import embedded
 from fastq.embedded import EmbeddedPostgres
@@ -47,8 +47,7 @@ server.stop()
 @contextlib.contextmanager
 def open_directory() -> Iterator[Path]:
     """Make a directory that the server's user can pass, unlike tmp_path."""
-    directory = Path(tempfile.mkdtemp(prefix="fastq-test-", dir="/tmp")).resolve()
-    directory.chmod(0o711)
+    directory = make_folder("fastq-test-")
     try:
         yield directory
     finally:
@@ -592,6 +591,7 @@ def test_a_lock_without_a_server_is_an_error_after_the_limit(place, monkeypatch)
 def test_a_server_that_does_not_answer_is_stopped_and_is_an_error(place, programs, monkeypatch):
     """A start that fails leaves no process."""
     monkeypatch.setattr(embedded, "START_SECONDS_MAX", 0.5)
+    monkeypatch.setattr(embedded, "STOP_SECONDS_MAX", 0.5)  # SIGINT is ignored below a shell's background jobs
     server = EmbeddedPostgres(place / "pg", environ={**os.environ, "FASTQ_PG_BIN": str(programs)})
     write_program(programs / "postgres", "cd $2; exec sleep 600")
     with pytest.raises(EmbeddedError, match="no answer"):
