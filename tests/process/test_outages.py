@@ -127,7 +127,7 @@ def test_an_outage_longer_than_the_lease_ends_the_runs(masters: Masters, postgre
     """The guard kills them before anybody else may run their jobs; when Postgres is back they run again, and end once."""
     go, evidence = tmp_path / "go", tmp_path / "evidence"
     masters.start("--lease", "3", procs=2)
-    ids = enqueue(postgres, jobs.hold.job(str(go)), jobs.exclusive.job(str(evidence), 8.0))
+    ids = enqueue(postgres, jobs.hold.job(str(go)), jobs.exclusive.job(str(evidence), 5.0))
     first = until(lambda: (held := jobs.held(go)) and evidence.exists() and held, "both to run")
     postgres.end()
     until(lambda: not any(process.pid in first.values() for process in masters.processes()), "the guard to kill")
@@ -141,7 +141,7 @@ def test_an_outage_longer_than_the_lease_ends_the_runs(masters: Masters, postgre
 
 def test_a_master_can_be_stopped_while_postgres_is_away(masters: Masters, postgres: Server) -> None:
     """It does not wait for ever; what it could not give back is rescued later."""
-    master = masters.start("--grace", "0.5", procs=2)
+    master = masters.start("--lease", "3", "--grace", "0.5", procs=2)
     (job_id,) = enqueue(postgres, jobs.nap.job(60.0))
     until(lambda: worker(postgres) and postgres.query("SELECT count(*) FROM fastq.lease") == [(1,)], "it to run")
     postgres.end("immediate")
