@@ -16,6 +16,8 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import psycopg
+
 from fastq import __version__, logs, roles, schema
 from fastq.breaker import parse_breaker
 from fastq.config import ChildLimits, Config, mask, parse_address
@@ -177,15 +179,23 @@ def run_master(args: argparse.Namespace) -> int:
     close_log = logs.set_up(as_json=config.log_json, level=logging.getLevelNamesMapping()[config.log_level.upper()])
     try:
         with Database(config.dsn) as database:
-            with database.connect() as connection:
-                if config.init:
-                    schema.migrate(connection)
-                roles.check(connection)
-                schema.check(connection)
+            _prepare(config, database)
             asyncio.run(_serve(config, database, args.ready_fd))
     finally:
         close_log()
     return 0
+
+
+def _prepare(config: Config, database: Database) -> None:
+    """See that the database is one to serve. Raises DatabaseError, also for a connection that breaks meanwhile."""
+    try:
+        with database.connect() as connection:
+            if config.init:
+                schema.migrate(connection)
+            roles.check(connection)
+            schema.check(connection)
+    except psycopg.OperationalError as error:
+        raise schema.no_database(error) from None
 
 
 async def _serve(config: Config, database: Database, ready_fd: int | None) -> None:

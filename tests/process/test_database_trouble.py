@@ -11,11 +11,12 @@ from pathlib import Path
 import psycopg
 import pytest
 from helpers import jobs
-from helpers.masters import Masters, is_quiet, outcomes
+from helpers.masters import APP, Masters, is_quiet, outcomes
 from helpers.until import until
 from psycopg import sql
 
 import fastq
+from fastq import cli
 from fastq.store import statements
 
 SEED = 23
@@ -207,3 +208,14 @@ def test_outcomes_of_a_lost_lease_are_refused(
     assert outcomes(connection) == {}
     assert client.get(job_id).phase == "orphan"
     assert client.wait(client.enqueue(jobs.add, 1, 2), 10).result == 3
+
+
+def test_a_connection_that_breaks_while_a_master_begins_is_told_in_one_line(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server goes between the connect and the first look: the status says no database, and nobody gets a traceback."""
+    monkeypatch.setattr(
+        "fastq.roles.check", lambda connection: connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+    )
+    assert cli.main(["master", "--app", str(APP), "--dsn", dsn, "--metrics", "off"]) == fastq.DatabaseError.exit_status
+    assert capsys.readouterr().err.startswith("fastq: no database: ")
