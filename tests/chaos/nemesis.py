@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from helpers.until import until
 
 from chaos.history import Fault
 from chaos.plan import Strike
@@ -135,8 +136,10 @@ class Nemesis:
         return {"slot": slot.index, "pid": pid, "ended": ended}
 
     def _hup(self, strike: Strike, slot: Slot) -> dict[str, Any] | None:
-        if not slot.serves():
-            return None  # it would die of it: the handler is not there yet
+        with contextlib.suppress(AssertionError):  # before it serves it would die of it: the handler is not there yet
+            until(lambda: slot.serves() or slot.has_ended(), "it to serve", seconds=30)
+        if not slot.serves() or slot.has_ended():
+            return None
         slot.process.signal(signal.SIGHUP)
         return {"slot": slot.index}
 

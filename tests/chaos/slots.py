@@ -35,7 +35,12 @@ def boottime() -> float:
 
 def can_cut_networks() -> bool:
     """Whether network namespaces with packet filters can be had here."""
-    return os.geteuid() == 0 and has("nft") and has("ip")
+    if os.geteuid() != 0 or not has("nft") or not has("ip"):
+        return False
+    probe = f"fqc{os.getpid()}-probe"
+    may = subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False).returncode == 0
+    subprocess.run(["ip", "netns", "delete", probe], capture_output=True, check=False)
+    return may  # root of a container may not
 
 
 class Namespace:
