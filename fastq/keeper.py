@@ -88,8 +88,9 @@ class Keeper:
                 self._hold(self.is_over())
                 await asyncio.sleep(0.2)
                 continue
-            self._hold(False)
-            await asyncio.sleep(pause)
+            is_over = self.is_over()  # we may have been stopped while the answer was on its way
+            self._hold(is_over)
+            await asyncio.sleep(0 if is_over else pause)
 
     async def renew(self) -> None:
         """Say once that we live."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import uuid
 from typing import Any
 from uuid import UUID
@@ -125,3 +126,36 @@ def test_a_reconnect_in_the_midst_of_a_look_counts_as_one_before_it(clock: Clock
     server.fetch = reconnect  # type: ignore[method-assign]
     asyncio.run(ours._revoke_dead())
     assert server.revoked == []
+
+
+class Heart:
+    """A connection whose first answer comes after a whole lease, as to a master that was stopped meanwhile."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.beats = 0
+
+    async def fetch(self, statement: str, seconds: float, **values: Any) -> list[Any]:
+        self.beats += 1
+        if self.beats == 1:
+            self.clock.now += LEASE
+        return [(self.beats,)]
+
+
+def test_an_answer_that_comes_too_late_lets_nothing_run(clock: Clock) -> None:
+    """The lease counts from when it was asked for: nothing is handed out before the next answer, which is got at once."""
+    heart, said = Heart(clock), []
+    deadline = mmap.mmap(-1, 8)
+    keeper = Keeper(
+        Config(app="a", lease=LEASE), uuid.uuid4(), deadline, heart, None, lambda event: None,
+        woken=lambda: None, hold=lambda over: said.append((heart.beats, over)), cancel=lambda jobs: None,
+    )  # fmt: skip
+
+    async def beat_for_a_moment() -> None:
+        beating = asyncio.create_task(keeper.beat())
+        while len(said) < 2:
+            await asyncio.sleep(0)
+        beating.cancel()
+
+    asyncio.run(beat_for_a_moment())
+    assert said == [(1, True), (2, False)]
