@@ -35,7 +35,8 @@ def test_the_benchmarks_run(server: str, tmp_path: Path) -> None:
         said = json.loads((tmp_path / f"{name}.json").read_text())
         (figures,) = said["runs"][case]
         assert all(map(math.isfinite, figures.values())), (name, figures)
-        assert next(iter(figures.values())) > 0, (name, figures)
+        first = next(iter(figures.values()))
+        assert first > 0 or name == "latency", (name, figures)  # a handler may begin before its producer goes on
         assert said["title"] in done.stdout
     readme = tmp_path / "README.md"
     readme.write_text((ROOT / "README.md").read_text())

@@ -15,6 +15,8 @@ from fastq import cli, top
 from fastq.errors import FastqError
 from fastq.top import Look, draw, look
 
+NOW = 1_800_000_000.0
+
 STATUS: dict[str, Any] = {
     "state": "serving", "host": "h1", "pid": 77, "app": "shop", "target": 2, "leased": 12, "unsent": 3, "lease_seconds": 11.0,
     "children": [
@@ -22,7 +24,7 @@ STATUS: dict[str, Any] = {
         {"slot": 1, "pid": 81, "state": "idle", "kind": None, "job": None, "seconds": 0.0, "runs": 0},
     ],
     "runs": {"mail": {"DONE": 1000, "PANIC": 2, "RELEASED": 9}, "idle": {"DONE": 0}},
-    "panics": [{"at": time.time() - 300, "kind": "mail", "job": 5, "attempt": 1, "cause": "SIGSEGV", "error": "killed by SIGSEGV"}],
+    "panics": [{"at": NOW - 300, "kind": "mail", "job": 5, "attempt": 1, "cause": "SIGSEGV", "error": "killed by SIGSEGV"}],
     "database_wide": {
         "age_seconds": 2.0, "queues": {"default": [5000, 61.0], "slow": [1, 7.0]}, "waiting": {"retrying": 4, "held": 0},
         "leased": 12, "masters": 2,
@@ -73,8 +75,9 @@ def test_runs_of_several_masters_are_summed() -> None:
     assert [line for line in lines if line[:1] == ["idle"]] == []
 
 
-def test_panics_are_shown_with_their_job() -> None:
+def test_panics_are_shown_with_their_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last first."""
+    monkeypatch.setattr(time, "time", lambda: NOW)
     lines = shown(Look(1.0, {"m1": STATUS}))
     assert ["5", "m", "mail", "#5", "SIGSEGV", "killed", "by", "SIGSEGV"] in lines
 
