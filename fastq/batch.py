@@ -70,6 +70,7 @@ class Batch:
             "tokens": [packet.token for packet in packets],
             "numbers": [packet.number for packet in packets],
             "firsts": firsts,
+            "jobs": [len(packet.job_ids) for packet in packets],
             "now": self._now,
             "started": Longs(chain.from_iterable(packet.started for packet in packets)),
             "elapsed": Longs(chain.from_iterable(packet.elapsed for packet in packets)),
@@ -166,15 +167,16 @@ def _seconds(value: Any) -> float | None:
 
 def release(leases: Sequence[tuple[Any, int, int]]) -> dict[str, Any]:
     """Return the columns that give back all jobs of leases, given as (token, number, jobs)."""
-    jobs = sum(n for _, _, n in leases)
+    all_jobs = sum(n for _, _, n in leases)
     return {
         "tokens": [token for token, _, _ in leases],
         "numbers": [number for _, number, _ in leases],
         "firsts": [1 + sum(n for _, _, n in leases[:place]) for place in range(len(leases))],
+        "jobs": [n for _, _, n in leases],
         "now": 0,
-        "started": Longs([NEVER] * jobs),
-        "elapsed": Longs([0] * jobs),
-        "nexts": [int(Next.READY)] * jobs,
-        "outcomes": [""] * jobs,
+        "started": Longs([NEVER] * all_jobs),
+        "elapsed": Longs([0] * all_jobs),
+        "nexts": [int(Next.READY)] * all_jobs,
+        "outcomes": [""] * all_jobs,
         **dict.fromkeys(("delays", "errors", "evidences", "results")),
     }

@@ -238,8 +238,11 @@ class Completer:
         rows = await self._connection.fetch("leases", WRITE_SECONDS, worker=self._worker)
         standing = {(token, number): jobs for token, number, jobs in rows}
         claiming = self._claiming()
-        unwritten = {(token, part) for (token, _), jobs in self._splits for part, _ in jobs}  # broken up while we asked
-        for packet in self._inflight.lost(standing.keys() | unwritten, asked):
+        for (token, number), jobs in self._splits:  # broken up while we asked: as it will stand
+            if standing.get((token, number)) == len(jobs):
+                del standing[token, number]
+                standing |= Counter((token, part) for part, _ in jobs)
+        for packet in self._inflight.lost(standing, asked):
             if packet not in self._ended:
                 self._drop(packet)
                 self._inflight.remove(packet)

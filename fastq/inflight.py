@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastq.job import NO_LIMITS, Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from collections.abc import Set as AbstractSet
+    from collections.abc import Iterable, Iterator, Mapping
     from uuid import UUID
 
 Key = tuple["UUID", int]
@@ -150,12 +149,12 @@ class Inflight:
         if self._packets.pop(packet.key, None) is not None:
             self.jobs -= len(packet.job_ids)
 
-    def lost(self, standing: AbstractSet[Key], before: int) -> list[Packet]:
-        """Return the packets claimed before that time whose lease rows do not stand any more."""
-        return [p for p in self._packets.values() if p.key not in standing and p.claimed_at < before]
+    def lost(self, standing: Mapping[Key, int], before: int) -> list[Packet]:
+        """Return the packets claimed before that time whose lease rows do not stand any more, with that many jobs."""
+        return [p for p in self._packets.values() if standing.get(p.key) != len(p.job_ids) and p.claimed_at < before]
 
 
-QUICK = 100
+QUICK = 128
 """Jobs in a packet at most: beyond it nothing is gained, and more would wait for one that turns slow."""
 
 STREAK = 100

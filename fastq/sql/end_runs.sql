@@ -1,7 +1,8 @@
 -- Ends runs, whole packets at a time, and moves their jobs on: the only writer of outcomes.
 --
 -- The fence is the lease row: only where it still stands and is this worker's does anything happen; the packets
--- that were ended come back, the others are stale. The columns of all runs stand in flat arrays, `first` says where
+-- that were ended come back, the others are stale. It has to hold as many jobs as we think, too: a failover may have lost
+-- that a packet was broken up. The columns of all runs stand in flat arrays, `first` says where
 -- each packet's begin; a NULL array means for all: final, DONE, no delay, nothing to say.
 -- next: 0 final, 1 ready, 2 scheduled, 3 retrying, 4 retrying because its process died.
 -- started is by the master's clock in nanoseconds, which says `now` at this moment; -1: the run never began.
@@ -12,8 +13,8 @@ WITH clock AS MATERIALIZED (
     SELECT date_part('epoch', now()) - %(now)s::bigint * 1e-9::double precision AS zero
 ), ended AS (
     DELETE FROM fastq.lease
-    USING unnest(%(tokens)s::uuid[], %(numbers)s::integer[], %(firsts)s::integer[]) AS given (token, number, first)
-    WHERE lease.token = given.token AND lease.number = given.number AND lease.worker = %(worker)s
+    USING unnest(%(tokens)s::uuid[], %(numbers)s::integer[], %(firsts)s::integer[], %(jobs)s::integer[]) AS given (token, number, first, jobs)
+    WHERE lease.token = given.token AND lease.number = given.number AND lease.worker = %(worker)s AND cardinality(lease.job_ids) = given.jobs
     RETURNING lease.token, lease.number, lease.attempt, lease.lost, lease.deaths, lease.priority, lease.job_ids, given.first
 ), run AS NOT MATERIALIZED (
     SELECT ended.token, ended.attempt, ended.lost, ended.deaths, ended.priority, run.*

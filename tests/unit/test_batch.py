@@ -150,7 +150,7 @@ def test_the_columns_of_plain_packets_are_flat_and_few() -> None:
     """What nothing needs is None for the whole batch."""
     columns = batch(packet(0, 0, number=3), packet(0, number=-4)).parameters()
     assert columns == {
-        "tokens": [TOKEN, TOKEN], "numbers": [3, -4], "firsts": [1, 3], "now": NOW,
+        "tokens": [TOKEN, TOKEN], "numbers": [3, -4], "firsts": [1, 3], "jobs": [2, 1], "now": NOW,
         "started": [NOW - 10 * MS] * 3, "elapsed": [4 * MS] * 3, **dict.fromkeys(SPECIAL),
     }  # fmt: skip
 

@@ -165,7 +165,7 @@ def test_a_packet_is_known_by_its_key() -> None:
 def test_packets_whose_lease_does_not_stand_are_lost() -> None:
     """Those that were claimed before the question was asked."""
     standing, gone, newer = packet(1, number=1), packet(2, number=2), packet(3, number=3, claimed_at=300)
-    assert holding(standing, gone, newer).lost({(TOKEN, 1)}, before=200) == [gone]
+    assert holding(standing, gone, newer).lost({(TOKEN, 1): len(standing.job_ids)}, before=200) == [gone]
 
 
 def test_a_packet_may_be_removed_while_all_are_walked() -> None:
