@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from os import write  # bound now: a job may patch the module
 
+from fastq.wire import FRAME, MARK
+
 READ_BYTES = 64 * 1024
 """One read of a pipe: all that it holds by default."""
 
@@ -33,15 +35,15 @@ class Writer:
         self._sent = 0
         self._held = 0
 
-    def hold(self, frame: bytes) -> None:
-        """Report something that need not be heard at once."""
-        end = self._held + len(frame)
-        if end > PAGE_BYTES:
-            self.send(frame)
-            return
-        self._page[self._held : end] = frame
-        self._held = end
-        self._words[END] = self._sent + end
+    def hold(self, end: int, flags: int, job_id: int, started: int, elapsed: int) -> None:
+        """Report a run of which nothing is said, and that need not be heard of at once: a frame without a body."""
+        held = self._held
+        if held > PAGE_BYTES - FRAME.size:
+            self.send()
+            held = 0
+        FRAME.pack_into(self._page, held, MARK, end, flags, 0, job_id, started, elapsed)
+        self._held = held = held + FRAME.size
+        self._words[END] = self._sent + held  # not before the whole of it stands there
 
     def send(self, frame: bytes = b"") -> None:
         """Report something, and all that was held before, so that the master hears it now."""

@@ -106,15 +106,16 @@ _early = False
 _is_stray = False
 """Whether this is a process that a handler has forked and that has come back here: it must not speak for us."""
 
-_current: tuple[int, str, int, UUID, datetime | None, Runner] | None = None
-"""What a CurrentJob is made of, when somebody asks for it: most handlers never do."""
+_current: tuple[Runner, str, int, UUID, datetime | None] | None = None
+"""What a CurrentJob is made of, when somebody asks for it: most handlers never do. Of a packet only its job changes."""
 
 
 def current_job() -> CurrentJob:
     """Return the job whose handler is running. Raises NoCurrentJob outside a handler."""
     if _current is None:
         raise NoCurrentJob("no job runs here: current_job() works inside a handler, in a child of fastq-master")
-    return CurrentJob(*_current)
+    runner, kind, attempt, token, deadline = _current
+    return CurrentJob(runner.job_id, kind, attempt, token, deadline, runner)
 
 
 def become_stray() -> None:
@@ -134,6 +135,8 @@ class Runner:
         self._has_title = False
         self._stat = SchedulerStat()
         self._pristine = Surroundings.now()
+        self.job_id = 0
+        """The job that runs now."""
         self._zombies = 0
         self._may_have_spawned = False
         signal.signal(INTERRUPT, self.interrupted)
@@ -144,45 +147,46 @@ class Runner:
         kind, call, delay = self._calls[packet.kind]
         deadline = datetime.fromtimestamp(packet.deadline, UTC) if packet.deadline else None
         token = UUID(bytes=packet.token)
-        payloads: Sequence[Any] = packet.payloads if packet.payloads is not None else (_read_all(fds[0]),)
+        payloads = packet.payloads if packet.payloads is not None else [_read_all(fds[0])]
+        decode = codec.decoder(data if packet.payloads is not None else payloads[0])
         queued = self._stat.queued()
         self._pristine.restore()
         if self._may_have_spawned:
             self._bury()
-        report, last, started = self.report, len(packet.job_ids) - 1, clock_gettime_ns(CLOCK_BOOTTIME)
+        global _current  # noqa: PLW0603 - there is one job in this process
+        attempt, hold, clock = packet.attempt, self.report.hold, clock_gettime_ns
+        started = clock(CLOCK_BOOTTIME)
         send_by = started + HOLD_NS
-        for position, (job_id, payload) in enumerate(zip(packet.job_ids, payloads, strict=True)):
-            global _current  # noqa: PLW0603 - there is one job in this process
-            _current = (job_id, kind, packet.attempt, token, deadline, self)
-            self._started = started
-            end, body = run(call, payload, packet.attempt, delay)
+        jobs = zip(packet.job_ids, payloads, strict=True)
+        _current = (self, kind, attempt, token, deadline)
+        for job_id, payload in jobs:
+            self.job_id, self._started = job_id, started
+            end, body = run(call, payload, attempt, delay, decode)
             if _is_stray:
                 os._exit(0)
-            ended = clock_gettime_ns(CLOCK_BOOTTIME)
+            ended = clock(CLOCK_BOOTTIME)
             elapsed = ended - started
-            _current = None
             flags = 0
             if elapsed >= SPAWN_NS:
                 self._may_have_spawned = True
-            if elapsed >= SLOW_NS:  # in itself, or because it had to wait for a processor?
-                queued, before = self._stat.queued(), queued
-                flags = wire.SLOW if elapsed - (queued - before) >= SLOW_NS else 0
-            frame = wire.frame(end, flags, job_id, started, elapsed, body)
-            if body or position == last or ended > send_by:
-                report.send(frame)
+                if elapsed >= SLOW_NS:  # in itself, or because it had to wait for a processor?
+                    queued, before = self._stat.queued(), queued
+                    flags = wire.SLOW if elapsed - (queued - before) >= SLOW_NS else 0
+            if body or ended > send_by:
+                self.report.send(wire.frame(end, flags, job_id, started, elapsed, body))
                 send_by = ended + HOLD_NS
-                ended = clock_gettime_ns(CLOCK_BOOTTIME)  # the pipe may have been full
+                ended = clock(CLOCK_BOOTTIME)  # the pipe may have been full
             else:
-                report.hold(frame)
+                hold(end, flags, job_id, started, elapsed)
             if elapsed >= GIVE_BACK_NS:
                 if self._has_title:
                     setproctitle(f"{self._title} idle")
                     self._has_title = False
-                for unstarted in packet.job_ids[position + 1 :]:
-                    report.hold(wire.frame(End.UNSTARTED, 0, unstarted, started, 0))
-                report.send()
-                return
+                for unstarted, _ in jobs:
+                    hold(End.UNSTARTED, 0, unstarted, ended, 0)
             started = ended  # of the next, which begins now: that spares it a look at the clock
+        _current = None
+        self.report.send()
 
     def _bury(self) -> None:
         """Reap what daemons leave as their adopted parent; now and then only: it may be a handler's own child."""
@@ -206,7 +210,7 @@ class Runner:
         """Do what the master wants done about the present run; nothing when that has ended meanwhile."""
         global _early  # noqa: PLW0603 - there is one job in this process
         _, job_id, attempt, why = WORDS.unpack_from(self._words)
-        if not _in_handler or _current is None or (_current[0], _current[2]) != (job_id, attempt):
+        if not _in_handler or _current is None or (self.job_id, _current[2]) != (job_id, attempt):
             _early = True
             return
         if why == wire.Interrupt.TITLE:
@@ -283,21 +287,25 @@ def _catch_up() -> None:
     global _early  # noqa: PLW0603 - there is one job in this process
     _early = False
     if _current is not None:
-        _current[5].interrupted()
+        _current[0].interrupted()
+
+
+NOTHING_SAID = End.RETURNED, b""
 
 
 def run(
     call: Callable[..., Any],
-    payload: Any,
+    payload: bytes,
     attempt: int = 1,
     delay: Callable[[int, BaseException], float] | None = None,
+    decode: Callable[[bytes], Any] = codec.decode,
 ) -> tuple[End, bytes]:
     """Run one job; return how it ended and what there is to say: a result or an error, as JSON.
 
     `delay` is the kind's retry function, asked when the handler raised.
     """
     try:
-        arguments = codec.decode(payload)
+        arguments = decode(payload)
     except (ValueError, RecursionError) as error:
         return End.NON_RETRYABLE, ending.say(f"payload cannot be decoded: {ending.line(error)}")
     global _in_handler  # noqa: PLW0603 - there is one job in this process
@@ -312,7 +320,7 @@ def run(
     except BaseException as error:  # noqa: BLE001 - round the user's code: whatever it raises is the run's end
         return ending.describe(error, ending.ask(delay, attempt, error))
     if result is None:
-        return End.RETURNED, b""
+        return NOTHING_SAID
     try:
         return End.RETURNED, codec.encode(result, RESULT_BYTES)
     except BaseException as error:  # noqa: BLE001 - the user's objects again

@@ -15,6 +15,7 @@ from __future__ import annotations
 import enum
 import struct
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
@@ -32,10 +33,10 @@ BODY_BYTES = 4 * 1024 * 1024
 """A longer body cannot come from an honest child: results end at 1 MiB, tracebacks far below."""
 
 _PACKET = struct.Struct("<16sHHid")  # token, kind, jobs, number of the run, deadline
-_FRAME = struct.Struct("<BBHIqqq")  # mark, end, flags, length of the body, job, started (ns), elapsed (ns)
-_MARK = 0xFA
-
-FRAME_SIZE = _FRAME.size
+FRAME = struct.Struct("<BBHIqqq")
+"""The mark, the run's end, flags, length of the body, job, started (ns), elapsed (ns)."""
+MARK = 0xFA
+FRAME_SIZE = FRAME.size
 READY = 200
 """In place of a frame's end: the child is up and waits for its first packet."""
 PROGRESS = 201
@@ -73,7 +74,7 @@ class Packet:
     deadline: float
     """When the run is killed, seconds since the epoch; 0: never."""
     job_ids: tuple[int, ...]
-    payloads: tuple[memoryview, ...] | None
+    payloads: list[bytes] | None
     """None: one payload, in the descriptor that came along."""
 
 
@@ -95,13 +96,11 @@ def unpack(data: bytes) -> Packet:
     """Read a packet."""
     token, kind, n, attempt, deadline = _PACKET.unpack_from(data)
     fields = struct.unpack_from(f"<{n}q{n}I", data, _PACKET.size)
-    start, view, payloads = _PACKET.size + 12 * n, memoryview(data), []
+    start = _PACKET.size + 12 * n
     if n == 1 and len(data) == start and fields[1]:
         return Packet(token, kind, attempt, deadline, fields[:1], None)
-    for size in fields[n:]:
-        payloads.append(view[start : start + size])
-        start += size
-    return Packet(token, kind, attempt, deadline, fields[:n], tuple(payloads))
+    payloads = [data[begin:end] for begin, end in pairwise(accumulate(fields[n:], initial=start))]
+    return Packet(token, kind, attempt, deadline, fields[:n], payloads)
 
 
 class Frames(NamedTuple):
@@ -125,7 +124,7 @@ NO_FRAMES = Frames((), (), (), (), (), {}, {})
 
 def frame(end: int, flags: int, job_id: int, started: int, elapsed: int, body: bytes = b"") -> bytes:
     """Return the bytes of a frame."""
-    return _FRAME.pack(_MARK, end, flags, len(body), job_id, started, elapsed) + body
+    return FRAME.pack(MARK, end, flags, len(body), job_id, started, elapsed) + body
 
 
 class FrameReader:
@@ -144,10 +143,10 @@ class FrameReader:
         """Return the frames that `data` completes, up to the first bytes that no child of ours writes (see `check`)."""
         data = self._rest + data if self._rest else data
         whole = len(data) - len(data) % FRAME_SIZE
-        rows = list(_FRAME.iter_unpack(data[:whole]))
+        rows = list(FRAME.iter_unpack(data[:whole]))
         bodies: dict[int, bytes] = {}
         progress: dict[int, bytes] = {}
-        if any(row[0] != _MARK or row[3] for row in rows):  # then what follows a body was cut in the wrong places
+        if any(row[0] != MARK or row[3] for row in rows):  # then what follows a body was cut in the wrong places
             rows, bodies, progress, whole, self._bad = _cut(data)
         self._rest = data[whole:]
         if not rows:
@@ -168,9 +167,9 @@ def _cut(data: bytes) -> tuple[list[tuple[int, ...]], dict[int, bytes], dict[int
     progress: dict[int, bytes] = {}
     at = 0
     while len(data) - at >= FRAME_SIZE:
-        row = _FRAME.unpack_from(data, at)
+        row = FRAME.unpack_from(data, at)
         length, job_id = row[3], row[4]
-        if row[0] != _MARK or length > BODY_BYTES:
+        if row[0] != MARK or length > BODY_BYTES:
             return rows, bodies, progress, len(data), data[at : at + FRAME_SIZE]
         stop = at + FRAME_SIZE + length
         if stop > len(data):

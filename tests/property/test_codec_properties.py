@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastq.codec import decode, encode
+from fastq.codec import decode, decoder, encode
 
 MIB = 1024 * 1024
 
@@ -54,9 +54,10 @@ def test_what_is_encoded_is_json_to_everybody(value: Any) -> None:
 
 @given(VALUES)
 def test_what_others_have_encoded_is_decoded(value: Any) -> None:
-    """From a memoryview too, as it stands in a packet."""
+    """Alone, and by what decodes the packet it stands in."""
     data = json.dumps(value).encode()
-    assert same(decode(memoryview(data)), value)
+    assert same(decode(data), value)
+    assert same(decoder(b"1" + data + b"[2]")(data), value)
 
 
 @given(VALUES, st.integers(0, 60))

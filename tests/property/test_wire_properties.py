@@ -63,7 +63,7 @@ def test_a_reader_takes_any_bytes_or_refuses_them(data: bytes, cuts: list[int]) 
         pass
 
 
-@given(ROWS, st.binary(min_size=wire.FRAME_SIZE, max_size=100).filter(lambda data: data[0] != wire._MARK))
+@given(ROWS, st.binary(min_size=wire.FRAME_SIZE, max_size=100).filter(lambda data: data[0] != wire.MARK))
 def test_bytes_after_frames_are_refused(sent: list[tuple[int, int, int, int, int, bytes]], bad: bytes) -> None:
     """However many good ones came before; and these still count."""
     reader = FrameReader()

@@ -38,14 +38,7 @@ def read(*reads: bytes) -> list[Row]:
 def test_a_packet_arrives_as_it_was_packed() -> None:
     """Ids, kind, attempt and each payload by itself."""
     data = wire.pack(TOKEN, 3, 7, [11, 2**63 - 1], [2, 4], b"{}null")
-    assert wire.unpack(data) == Packet(TOKEN, 3, 7, 0.0, (11, 2**63 - 1), (memoryview(b"{}"), memoryview(b"null")))
-
-
-def test_a_payload_is_not_copied() -> None:
-    """The child decodes each just before its run, out of the bytes that came."""
-    packet = wire.unpack(wire.pack(TOKEN, 0, 1, [1], [2], b"{}"))
-    assert packet.payloads is not None
-    assert isinstance(packet.payloads[0], memoryview)
+    assert wire.unpack(data) == Packet(TOKEN, 3, 7, 0.0, (11, 2**63 - 1), [b"{}", b"null"])
 
 
 def test_a_packet_without_a_body_says_that_the_payload_comes_beside_it() -> None:
@@ -141,7 +134,7 @@ def test_bad_bytes_between_two_reads_are_refused(body: bytes) -> None:
 
 def test_a_body_that_is_too_long_is_refused_before_it_has_come() -> None:
     """A made-up length must not make the master gather gigabytes."""
-    header = wire._FRAME.pack(wire._MARK, 0, 0, wire.BODY_BYTES + 1, 1, 1, 1)
+    header = wire.FRAME.pack(wire.MARK, 0, 0, wire.BODY_BYTES + 1, 1, 1, 1)
     reader = FrameReader()
     reader.feed(header)
     with pytest.raises(ProtocolError):
