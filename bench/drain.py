@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bench.cpu import CORES
-from bench.measure import CPU, RATE, Bench, drain, fill
+from bench.measure import CPU, RATE, Bench, drain, fill, fill_singly
 from bench.systems import FASTQ
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ def run(bench: Bench) -> Report:
     report = bench.report("drain", "fastq drains a backlog")
     cases = {
         "no-op, 100 B": partial(drain, bench, FASTQ),
+        "no-op, enqueued one by one": partial(drain, bench, FASTQ, fill=fill_singly),
         "1 ms of CPU": partial(_spin, bench, 10_000, 0.001),
         "10 ms of CPU": partial(_spin, bench, 1_000, 0.010),
         "no-op, 10 kB": partial(drain, bench, FASTQ, jobs=bench.some(20_000), fill=partial(fill, text=10_000)),

@@ -21,7 +21,7 @@ from bench.systems import FASTQ
 from fastq.batch import Batch, Longs
 from fastq.completer import BATCH_PACKETS
 from fastq.inflight import QUICK, Packet
-from fastq.leaser import CLAIM_JOBS, FRONT
+from fastq.leaser import BUNDLE_JOBS, CLAIM_JOBS, FRONT
 from fastq.store import LongsDumper, master_conninfo, statements
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ def _claim_all(connection: psycopg.Connection, worker: uuid.UUID, claimed: queue
         token = uuid.uuid4()
         cursor.execute(
             claim,
-            {"worker": worker, "token": token, "queues": ["default"], "lanes": [2], "marks": [mark], "caps": [CLAIM_JOBS],
-             "kinds": ["noop"], "packets": [QUICK], "want": CLAIM_JOBS},
+            {"worker": worker, "token": token, "queues": ["default"], "lanes": [2], "marks": [FRONT], "bundle_marks": [mark], "caps": [CLAIM_JOBS],
+             "kinds": ["noop"], "packets": [QUICK], "want": CLAIM_JOBS, "bundles": CLAIM_JOBS // BUNDLE_JOBS},
         )  # fmt: skip
         rows = cursor.fetchall()
         number, place, ids = (_columns(cursor).index(name) for name in ("number", "mark", "job_ids"))

@@ -150,3 +150,16 @@ def fill(running: Running, jobs: int, *, kind: str = "noop", text: int = 80, mor
             f" FROM generate_series({first}, {min(jobs, first + 500_000) - 1}) AS n",
             values,
         )
+
+
+def fill_singly(running: Running, jobs: int) -> None:
+    """Enqueue no-op jobs with a statement for each: none of them stands in a bundle."""
+    database = running.store
+    assert isinstance(database, Database)
+    database.connection.execute(
+        f"""DO $$ BEGIN
+            FOR n IN 0..{jobs - 1} LOOP
+                INSERT INTO fastq.job (kind, payload) VALUES ('noop', json_build_object('n', n, 'text', repeat('x', 80)));
+            END LOOP;
+        END $$"""
+    )

@@ -100,7 +100,8 @@ def _counter(column: str, schema: str, table: str) -> str:
 FASTQ = System(
     name="fastq",
     driver="fastq_driver.py",
-    left="SELECT (SELECT pos FROM fastq.ready ORDER BY queue DESC, lane DESC, pos DESC LIMIT 1) IS NULL"
+    left="SELECT (SELECT pos FROM fastq.bundle ORDER BY queue DESC, lane DESC, pos DESC LIMIT 1) IS NULL"
+    " AND (SELECT pos FROM fastq.ready ORDER BY queue DESC, lane DESC, pos DESC LIMIT 1) IS NULL"
     " AND NOT EXISTS (SELECT FROM fastq.lease)",
     ended=_counter("n_tup_ins", "fastq", "attempt"),
 )

@@ -32,7 +32,7 @@ AHEAD_SECONDS = 0.02
 PREFETCH_SECONDS = 0.2
 """We hold what all children together finish in this time."""
 
-HELD_JOBS = 4000
+HELD_JOBS = 4096
 """We hold no more than this, however fast the jobs."""
 
 HELD_PACKETS = 4

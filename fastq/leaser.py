@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fastq.job import Kind
     from fastq.store import Connection
 
-CLAIM_JOBS = 1000
+CLAIM_JOBS = 1024
 """Jobs in one claim at most: beyond it a claim gets no cheaper per job, only later."""
 
 FRONT = -(2**63)
@@ -63,6 +63,15 @@ CLAIM_SECONDS = 10.0
 
 SUSPECT = 10
 """Lanes above hold suspects: jobs that have lost a master, or whose process has died."""
+
+BUNDLED = 20
+"""Lanes above hold bundles: jobs that were enqueued together."""
+
+BUNDLE_JOBS = 128
+"""Jobs in a bundle at most. A claim that wants fewer has one taken apart, and finds them one by one."""
+
+Lane = tuple[str, int]
+"""A queue and a number: the priority, and SUSPECT or BUNDLED more."""
 
 
 class Leaser:
@@ -92,7 +101,9 @@ class Leaser:
         self._room = room
         self._suspects = suspects
         self._deliver = deliver
-        self._marks: dict[tuple[str, int], int] = {}
+        self._marks: dict[Lane, int] = {}
+        self._bundled: set[Lane] = set()
+        """Lanes that held bundles when we last looked."""
         self._turn = 0
         self._front_due = 0.0
         self._lanes_due = 0.0
@@ -170,15 +181,48 @@ class Leaser:
         self._lanes_due = now + max(LANES_SECONDS, FRONT_SHARE * (now - begun))
         queues = self._config.queues
         found = [(queue, lane) for queue, lane in rows if not queues or queue in queues]
+        self._bundled = {lane for lane in found if lane[1] > BUNDLED}
         known = self._marks
         lanes = dict.fromkeys([*found, *known])
         self._marks = {lane: known.get(lane, FRONT) for lane in list(lanes)[: max(len(found), LANES_KEPT)]}
 
     async def _claim(self, want: int, *, from_front: bool) -> int:
+        """Claim from our lanes. Bundles are taken whole where they fit, else one is taken apart when it is first."""
+        while True:
+            bundled = [_above(lane) for lane in self._order() if _above(lane) in self._bundled]
+            got = await self._claim_lanes(want, from_front=from_front)
+            if got or not bundled:
+                return got
+            if want < BUNDLE_JOBS and await self._loosen(bundled, from_front=from_front):
+                return await self._claim_lanes(want, from_front=from_front)
+            if not from_front:
+                return 0
+            self._bundled.difference_update(bundled)  # there are none any more: those behind them have their turn
+
+    async def _loosen(self, lanes: Sequence[Lane], *, from_front: bool) -> bool:
+        """Have the first bundle of these lanes taken apart; whether there was one."""
+        rows = await self._connection.fetch(
+            "loosen", CLAIM_SECONDS,
+            queues=[queue for queue, _ in lanes], lanes=[lane for _, lane in lanes],
+            marks=[FRONT if from_front else self._marks[lane] for lane in lanes],
+            kinds=[self._kinds[number].name for number in self._served()],
+        )  # fmt: skip
+        for queue, number, pos in rows:
+            self._marks[queue, number] = max(self._mark((queue, number)), pos)
+            self._marks[queue, number - BUNDLED] = min(self._mark((queue, number - BUNDLED)), pos - 1)
+        return bool(rows)
+
+    def _mark(self, lane: Lane) -> int:
+        return self._marks.get(lane, FRONT)
+
+    def _served(self) -> list[int]:
+        return [number for number in range(len(self._kinds)) if number not in self.withdrawn]
+
+    async def _claim_lanes(self, want: int, *, from_front: bool) -> int:
         lanes = self._order()
         if not lanes or want <= 0:
             return 0
-        served = [number for number in range(len(self._kinds)) if number not in self.withdrawn]
+        served = self._served()
         numbers = {self._kinds[number].name: number for number in served}
         suspects = self._suspects()
         caps = [want if lane < SUSPECT else suspects for _, lane in lanes]
@@ -192,11 +236,13 @@ class Leaser:
                 token=self.token,
                 queues=[queue for queue, _ in lanes],
                 lanes=[lane for _, lane in lanes],
-                marks=[FRONT if from_front else self._marks[lane] for lane in lanes],
+                marks=[FRONT if from_front else self._mark(lane) for lane in lanes],
+                bundle_marks=[FRONT if from_front else self._mark(_above(lane)) for lane in lanes],
                 caps=caps,
                 kinds=list(numbers),
                 packets=[self._paces[number].packet_size() for number in served],
                 want=want,
+                bundles=want // BUNDLE_JOBS,
             )
             packets = self._packets(rows, numbers, self.token)
             self._inflight.add(packets)
@@ -207,14 +253,20 @@ class Leaser:
         self._deliver(packets)
         return jobs
 
-    def _order(self) -> list[tuple[str, int]]:
-        """Return the lanes in the order to try them: priorities strictly, queues within one in turns."""
+    def _order(self) -> list[Lane]:
+        """Return the lanes in the order to try them: priorities strictly, queues within one in turns.
+
+        None of a lower priority than bundles that are still to be claimed: a claim takes but so many of these.
+        """
         self._turn += 1
+        known = dict.fromkeys(_loose(lane) for lane in self._marks if lane[1] < BUNDLED or lane in self._bundled)
         lanes = []
-        for _, group in groupby(sorted(self._marks, key=_priority), key=_priority):
+        for _, group in groupby(sorted(known, key=_priority), key=_priority):
             queues = list(group)
             start = self._turn % len(queues)
             lanes += queues[start:] + queues[:start]
+            if any(_above(lane) in self._bundled for lane in queues):
+                break
         return lanes
 
     def _packets(self, rows: Sequence[TupleRow], numbers: dict[str, int], token: UUID) -> list[Packet]:
@@ -224,7 +276,7 @@ class Leaser:
             number, queue, lane, kind, attempt, lost, deaths, mark, job_ids, sizes, waits, alike, body, limits, now = (
                 row
             )
-            self._marks[queue, lane] = max(mark, self._marks.get((queue, lane), FRONT))
+            self._marks[queue, lane] = max(mark, self._mark((queue, lane)))
             rest, size = body or bodies.get(alike, b""), sum(sizes)
             bodies[alike] = rest[size:]
             packets.append(Packet(
@@ -263,5 +315,15 @@ def _limits(text: str, now: float) -> Limits:
     return Limits(None if deadline is None else deadline - now, fields["timeout"], fields["max_attempts"])
 
 
-def _priority(lane: tuple[str, int]) -> int:
+def _priority(lane: Lane) -> int:
     return lane[1] % SUSPECT
+
+
+def _loose(lane: Lane) -> Lane:
+    """Return where the jobs of a lane's bundles stand once these are taken apart; itself, if it has none."""
+    return lane[0], lane[1] % BUNDLED
+
+
+def _above(lane: Lane) -> Lane:
+    """Return where the bundles of a lane stand."""
+    return lane[0], lane[1] + BUNDLED

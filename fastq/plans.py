@@ -164,6 +164,7 @@ def _act_on_page(action: str, wanted: Filter, values: dict[str, Any]) -> Plan[li
 
 def _act(action: str, ids: Sequence[int], values: dict[str, Any]) -> Plan[list[int]]:
     ids = [job_id for job_id in ids if abs(job_id) < 2**63]  # no job has another
+    yield "unbundle", {"ids": ids}
     if action in ("retry", "delete"):
         yield BEGIN, {}
         yield "lock", {"ids": ids}

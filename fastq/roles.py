@@ -25,8 +25,8 @@ class Grant(NamedTuple):
     names: str
 
 
-READS = "job ready waiting lease attempt worker sleeper unique_key cancel progress migration jobs ready_form"
-LIVE = "ready waiting cancel"
+READS = "job ready bundle waiting lease attempt worker sleeper unique_key cancel progress migration jobs ready_form"
+LIVE = "ready bundle waiting cancel"
 
 ROLES = {
     "fastq_reader": (Grant("SELECT", "TABLE", READS),),

@@ -139,7 +139,7 @@ def drain(pair: Pair, places: list[slots.Slot], seconds: float) -> bool:
 def is_over(connection: psycopg.Connection) -> bool:
     time.sleep(0.2)
     row = connection.execute(
-        "SELECT EXISTS (SELECT FROM fastq.ready) OR EXISTS (SELECT FROM fastq.waiting) OR EXISTS (SELECT FROM fastq.lease)"
+        "SELECT EXISTS (SELECT FROM fastq.ready) OR EXISTS (SELECT FROM fastq.bundle) OR EXISTS (SELECT FROM fastq.waiting) OR EXISTS (SELECT FROM fastq.lease)"
     ).fetchone()
     return row == (False,)
 

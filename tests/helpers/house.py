@@ -124,7 +124,9 @@ class House:
         """Keep innocent jobs coming, until it is over."""
         with psycopg.connect(self.masters.dsn, autocommit=True) as connection:
             while not self.over.wait(0.05):
-                row = connection.execute("SELECT count(*) FROM fastq.ready").fetchone()
+                row = connection.execute(
+                    "SELECT (SELECT count(*) FROM fastq.ready) + (SELECT coalesce(sum(cardinality(job_ids)), 0) FROM fastq.bundle)"
+                ).fetchone()
                 if row is not None and row[0] < BACKLOG:
                     connection.execute(INNOCENTS, (str(self.notes), 2 * BACKLOG))
 

@@ -178,6 +178,6 @@ def statuses(connection: psycopg.Connection) -> dict[str, int]:
 def is_quiet(connection: psycopg.Connection) -> bool:
     """Whether nothing is ready, waiting or leased."""
     row = connection.execute(
-        "SELECT (SELECT count(*) FROM fastq.ready) + (SELECT count(*) FROM fastq.lease) + (SELECT count(*) FROM fastq.waiting)"
+        "SELECT (SELECT count(*) FROM fastq.ready) + (SELECT count(*) FROM fastq.bundle) + (SELECT count(*) FROM fastq.lease) + (SELECT count(*) FROM fastq.waiting)"
     ).fetchone()
     return row == (0,)

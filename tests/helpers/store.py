@@ -25,7 +25,7 @@ FRONT = -(2**63)
 NOW = 10**15
 """What a master's clock says, nanoseconds."""
 
-LIVE = ("ready", "waiting", "lease")
+LIVE = ("ready", "bundle", "waiting", "lease")
 TABLES = ("job", *LIVE, "attempt", "worker", "sleeper")
 
 STATEMENTS = statements()
@@ -38,6 +38,7 @@ class Lane(NamedTuple):
     lane: int = 2
     mark: int = FRONT
     cap: int = 1000
+    bundle_mark: int = FRONT
 
 
 class Session:
@@ -104,6 +105,7 @@ class Session:
         kinds: Sequence[str] = ("k",),
         packets: Sequence[int] = (1,),
         want: int = 1000,
+        bundles: int = 0,
         worker: UUID | None = None,
         token: UUID | None = None,
     ) -> list[Any]:
@@ -116,10 +118,12 @@ class Session:
             queues=[lane.queue for lane in lanes],
             lanes=[lane.lane for lane in lanes],
             marks=[lane.mark for lane in lanes],
+            bundle_marks=[lane.bundle_mark for lane in lanes],
             caps=[lane.cap for lane in lanes],
             kinds=list(kinds),
             packets=list(packets),
             want=want,
+            bundles=bundles,
         )
         bodies = {row.id: row.body for row in rows if row.body}
         for place, row in enumerate(rows):
@@ -153,6 +157,7 @@ class Session:
             tokens=[lease.token for lease in leases],
             numbers=[lease.number for lease in leases],
             firsts=[1 + sum(jobs[:place]) for place in range(len(jobs))],
+            jobs=jobs,
             **columns,
         )
 
@@ -180,6 +185,7 @@ class Session:
         """Return how many jobs stand in which of the tables of live jobs; empty ones are left out."""
         counted = {
             "ready": self.value("SELECT count(*) FROM fastq.ready"),
+            "bundle": self.value("SELECT coalesce(sum(cardinality(job_ids)), 0)::bigint FROM fastq.bundle"),
             "waiting": self.value("SELECT count(*) FROM fastq.waiting"),
             "lease": self.value("SELECT coalesce(sum(cardinality(job_ids)), 0)::bigint FROM fastq.lease"),
         }

@@ -188,6 +188,31 @@ def test_two_masters_share_the_work(masters: Masters, client: fastq.Client, conn
     ).fetchone() == (2, 2000)
 
 
+def test_slow_jobs_enqueued_together_are_not_one_master_s(
+    masters: Masters, client: fastq.Client, connection: psycopg.Connection
+) -> None:
+    """Two masters with two children each share what came in one bundle; nobody holds more than it can run."""
+    for _ in range(2):
+        masters.start(procs=2)
+    client.enqueue_many(jobs.nap.job(0.1) for _ in range(100))
+    until(lambda: is_quiet(connection), "all to end")
+    shares = connection.execute("SELECT count(*) FROM fastq.attempt GROUP BY worker").fetchall()
+    assert len(shares) == 2
+    assert min(shares) > (25,)
+
+
+def test_jobs_enqueued_together_begin_in_their_order(masters: Masters, client: fastq.Client, tmp_path: Path) -> None:
+    """With one child: what is quick and travels in bundles, and what comes one by one before and after them."""
+    path = tmp_path / "evidence"
+    ids = [client.enqueue(jobs.witness, str(path))]
+    ids += client.enqueue_many(jobs.witness.job(str(path)) for _ in range(1500))
+    ids += [client.enqueue(jobs.witness, str(path))]
+    masters.start(procs=1)
+    client.wait(ids[-1], 60)
+    begun = [int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith("begin")]
+    assert begun[:1000] == ids[:1000]
+
+
 def test_a_caller_s_transaction_decides(masters: Masters, connection: psycopg.Connection, client: fastq.Client) -> None:
     """A job enqueued in a transaction exists when that commits, and never when it rolls back."""
     masters.start(procs=1)

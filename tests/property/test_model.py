@@ -13,10 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
-from helpers.store import LIVE, Lane, Session
+from helpers.store import FRONT, LIVE, Lane, Session
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -40,6 +41,7 @@ KINDS = (
 )
 NAMES = [kind.name for kind in KINDS]
 LANES = [Lane(lane=lane) for lane in (1, 2, 3, 4, 11, 12, 13, 14)]
+BUNDLED = [21, 22, 23, 24]
 
 dsn_in_use = ""
 """The machines' database: Hypothesis makes them, and gives them nothing."""
@@ -187,7 +189,7 @@ class JobModel(RuleBasedStateMachine):
         priority=st.integers(1, 4),
         later=st.booleans(),
         limit=st.sampled_from([None, None, 0, 1, 2]),
-        n=st.integers(1, 3),
+        n=st.sampled_from([1, 2, 3, 16]),
     )
     def enqueue(self, kind: Kind, priority: int, later: bool, limit: int | None, n: int) -> None:
         """Enqueue jobs, now or for later, some with a limit of their own."""
@@ -328,6 +330,8 @@ class JobModel(RuleBasedStateMachine):
     @rule(who=ANYBODY, want=st.integers(1, 6), size=st.sampled_from([50, 1]))
     def claim(self, who: int, want: int, size: int) -> None:
         """Take jobs, the most urgent first; suspects last."""
+        while self.session.run("loosen", queues=["default"] * 4, lanes=BUNDLED, marks=[FRONT] * 4, kinds=NAMES):
+            pass
         master = self.masters[who]
         token = uuid.uuid4()
         rows = self.session.claim(
@@ -336,6 +340,22 @@ class JobModel(RuleBasedStateMachine):
         waiting = sorted(_lane(job) for job in self.jobs.values() if job.place == "ready")
         taken = [job_id for row in rows for job_id in row.job_ids]
         assert sorted(_lane(self.jobs[job_id]) for job_id in taken) == waiting[:want]
+        self._hold(master, token, rows)
+
+    @rule(who=ANYBODY, size=st.sampled_from([50, 1]))
+    def claim_a_bundle(self, who: int, size: int) -> None:
+        """Take the first that still stands whole: jobs that are alike, none of which has run."""
+        master = self.masters[who]
+        token = uuid.uuid4()
+        rows = self.session.claim(
+            *[Lane(lane=lane, cap=0) for lane in (1, 2, 3, 4)], kinds=NAMES, packets=[size] * len(KINDS), bundles=1,
+            worker=master.worker, token=token,
+        )  # fmt: skip
+        assert len({(row.kind, row.lane) for row in rows}) <= 1
+        assert all(row.attempt == 1 and self.jobs[job_id].place == "ready" for row in rows for job_id in row.job_ids)
+        self._hold(master, token, rows)
+
+    def _hold(self, master: SimulatedMaster, token: UUID, rows: list[Any]) -> None:
         for row in rows:
             for job_id in row.job_ids:
                 job = self.jobs[job_id]
@@ -343,7 +363,7 @@ class JobModel(RuleBasedStateMachine):
                 job.started += 1
                 job.place, job.phase = "lease", None
                 assert (row.kind, row.attempt, row.lost, row.deaths) == (job.kind, job.used, job.lost, job.deaths)
-                assert row.lane == _lane(job)
+                assert row.lane in (_lane(job), _lane(job) + 20)
             master.packets.append(
                 Packet(
                     token, row.number, NAMES.index(row.kind), row.attempt, row.lost, row.deaths, row.job_ids, row.sizes,
@@ -427,6 +447,7 @@ class JobModel(RuleBasedStateMachine):
         """Exactly one of ready, waiting, lease and final, and the model's."""
         places = self.session.rows(
             """SELECT job_id, 'ready' FROM fastq.ready UNION ALL SELECT job_id, 'waiting' FROM fastq.waiting
+               UNION ALL SELECT unnest(job_ids), 'ready' FROM fastq.bundle
                UNION ALL SELECT unnest(job_ids), 'lease' FROM fastq.lease
                UNION ALL SELECT id, 'final' FROM fastq.job
                WHERE EXISTS (SELECT FROM fastq.attempt WHERE job_id = id AND outcome <> 'RETRY')

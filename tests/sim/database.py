@@ -20,7 +20,7 @@ class Tables:
 
     job: dict[int, Row] = field(default_factory=dict)
     ready: dict[int, Row] = field(default_factory=dict)
-    """By job: pos, attempt, lost, deaths, lane."""
+    """By job: pos, attempt, lost, deaths, lane; while it is in a bundle, the position of that."""
     waiting: dict[int, Row] = field(default_factory=dict)
     lease: dict[tuple[UUID, int], Row] = field(default_factory=dict)
     attempt: list[Row] = field(default_factory=list)
@@ -60,13 +60,24 @@ class Database:
         else:
             self._make_ready(job_id, row)
 
+    def enqueue_together(self, job_ids: list[int], kind: str) -> None:
+        """Insert jobs with one statement: a bundle."""
+        self.tables.pos += 128
+        queue, priority = "ab"[job_ids[0] % 2], 1 + job_ids[0] % 3
+        for place, job_id in enumerate(job_ids):
+            self.tables.job[job_id] = {"kind": kind, "priority": priority, "queue": queue}
+            self.tables.ready[job_id] = {
+                "attempt": 0, "lost": 0, "deaths": 0, "queue": queue, "lane": priority + 20,
+                "pos": self.tables.pos + place, "bundle": self.tables.pos,
+            }  # fmt: skip
+
     def execute(self, statement: str, now: float, values: Row) -> list[tuple[Any, ...]]:
         """Do a statement, and return its rows."""
         how: Any = getattr(self, f"_{statement}")
         return how(**{**values, "now": now}) or []
 
     def _make_ready(self, job_id: int, row: Row, *, front: bool = False) -> None:
-        self.tables.pos += 1
+        self.tables.pos += 128
         assert job_id not in self.tables.ready, f"job {job_id} is ready twice"
         self.tables.ready[job_id] = {
             "attempt": row["attempt"], "lost": row["lost"], "deaths": row["deaths"], "queue": self.tables.job[job_id]["queue"],
@@ -94,16 +105,23 @@ class Database:
         kinds: Any,
         packets: Any,
         want: int,
+        bundle_marks: Any,
+        bundles: int,
     ) -> list[tuple[Any, ...]]:
         if not self._is_alive(worker):
             return []
         self._tail.add(token)
         tables, found = self.tables, []
         sizes = dict(zip(kinds, packets, strict=True))
-        for queue, lane, mark, cap in zip(queues, lanes, marks, caps, strict=True):
+        whole = [
+            self._bundles(queue, lane + 20, mark, sizes)
+            for queue, lane, mark in zip(queues, lanes, bundle_marks, strict=True)
+        ]
+        edges = [min([pos for pos, _ in found[bundles:]], default=2**63) for found in whole]
+        for queue, lane, mark, cap, edge in zip(queues, lanes, marks, caps, edges, strict=True):
             rows = sorted(
                 (row["pos"], job_id) for job_id, row in tables.ready.items()
-                if row["queue"] == queue and row["lane"] == lane and row["pos"] > mark and tables.job[job_id]["kind"] in sizes
+                if row["queue"] == queue and row["lane"] == lane and mark < row["pos"] < edge and tables.job[job_id]["kind"] in sizes
             )[: min(cap, want)]  # fmt: skip
             want -= len(rows)
             open_: dict[tuple[str, int], tuple[Row, list[int]]] = {}
@@ -119,6 +137,14 @@ class Database:
                     mark=pos, lost=max(row["lost"], packet[0]["lost"]), deaths=max(row["deaths"], packet[0]["deaths"])
                 )
                 packet[1].append(job_id)
+        for queue, lane, here in zip(queues, lanes, whole, strict=True):
+            for pos, job_ids in here[:bundles]:
+                bundles -= 1
+                (*_, row) = (tables.ready.pop(job_id) for job_id in job_ids)
+                kind = tables.job[job_ids[0]]["kind"]
+                for first in range(0, len(job_ids), sizes[kind]):
+                    packet = {**row, "kind": kind, "mark": pos}, job_ids[first : first + sizes[kind]]
+                    found.append((queue, lane + 20, *packet))
         told = []
         for number, (queue, lane, row, job_ids) in enumerate(found, 1):
             attempt, n = row["attempt"] + 1, len(job_ids)
@@ -146,6 +172,25 @@ class Database:
             )
         return told
 
+    def _bundles(self, queue: str, lane: int, mark: int, kinds: Any) -> list[tuple[int, list[int]]]:
+        """Return the bundles of a lane: where each stands, and its jobs."""
+        found: dict[int, list[int]] = {}
+        for job_id, row in self.tables.ready.items():
+            is_here = row["queue"] == queue and row["lane"] == lane and row["bundle"] > mark
+            if is_here and self.tables.job[job_id]["kind"] in kinds:
+                found.setdefault(row["bundle"], []).append(job_id)
+        return sorted(found.items())
+
+    def _loosen(self, now: float, queues: Any, lanes: Any, marks: Any, kinds: Any) -> list[tuple[Any, ...]]:
+        for queue, lane, mark in zip(queues, lanes, marks, strict=True):
+            for pos, job_ids in self._bundles(queue, lane, mark, kinds)[:1]:
+                for job_id in job_ids:
+                    row = self.tables.ready[job_id]
+                    row["lane"] -= 20
+                    del row["bundle"]
+                return [(queue, lane, pos)]
+        return []
+
     def _leases(self, now: float, worker: UUID) -> list[tuple[Any, ...]]:
         return [(*key, len(row["job_ids"])) for key, row in self.tables.lease.items() if row["worker"] == worker]
 
@@ -170,6 +215,7 @@ class Database:
         tokens: Any,
         numbers: Any,
         firsts: Any,
+        jobs: Any,
         started: Any,
         nexts: Any,
         outcomes: Any,
@@ -178,9 +224,9 @@ class Database:
         **_: Any,
     ) -> list[tuple[Any, ...]]:
         ended = []
-        for token, number, first in zip(tokens, numbers, firsts, strict=True):
+        for token, number, first, n in zip(tokens, numbers, firsts, jobs, strict=True):
             row = self.tables.lease.get((token, number))
-            if row is None or row["worker"] != worker:
+            if row is None or row["worker"] != worker or len(row["job_ids"]) != n:
                 continue
             del self.tables.lease[token, number]
             ended.append((token, number))

@@ -52,7 +52,10 @@ class Connection:
 
     async def fetch(self, statement: str, seconds: float, **values: Any) -> list[Any]:
         async with self._turn:
-            session = self._session if self._session and self._session.alive else await self._open()
+            session = self._session or await self._open()
+            if not session.alive:  # it broke while nothing was asked, and that is noticed now
+                self._lose()
+                raise Lost(f"{self.name}: broken")
             answer = session.answer = asyncio.get_running_loop().create_future()
             self._host.send(session, statement, values, answer)
             try:
@@ -82,6 +85,7 @@ class Connection:
         return self._session
 
     def _lose(self) -> None:
+        self._session = None
         self._failures += 1
         self._emit(DatabaseLost(self.name, "lost"))
 

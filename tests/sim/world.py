@@ -11,6 +11,8 @@ import os
 import random
 import signal
 from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -26,7 +28,7 @@ from sim.script import FAULT_SECONDS, Fault, Script
 DRAIN_SECONDS = 300.0
 STOP_SECONDS = 60.0
 
-LOSING = {"lock", "cut", "replies", "down", "failover", "slow", "drop", "stop"}
+LOSING = {"template", "lock", "cut", "replies", "down", "failover", "slow", "drop", "stop"}
 """Faults in which a master may stop without having been able to write."""
 
 
@@ -101,10 +103,8 @@ class Simulation(World):
             (kind,) = chance.choices(names, (45, 12, 15, 8, 5, 5, 3, 5))
             delay = chance.choice((0.0, 0.0, 0.0, 1.0))
             at = chance.choice(bursts) if bursts else chance.uniform(0.0, FAULT_SECONDS)
-            self.later(
-                at,
-                lambda kind=kind, delay=delay: self.database.enqueue(next(self._job_ids), kind, self.now, delay),
-            )  # type: ignore[misc]
+            together = chance.choice((1, 1, 1, 1, 1, 2, 3, 8))
+            self.later(at, partial(self._enqueue, kind, delay, together))
         for fault in self.script.faults:
             self.later(fault.at, lambda fault=fault: self._strike(fault))  # type: ignore[misc]
         self.run(1000 + FAULT_SECONDS + 6)
@@ -112,6 +112,12 @@ class Simulation(World):
         self._stop()
         judge(self)
         return self.violations
+
+    def _enqueue(self, kind: str, delay: float, together: int) -> None:
+        if together > 1:
+            self.database.enqueue_together(list(islice(self._job_ids, together)), kind)
+        else:
+            self.database.enqueue(next(self._job_ids), kind, self.now, delay)
 
     def _strike(self, fault: Fault) -> None:
         host = self.hosts[fault.host]
@@ -122,7 +128,7 @@ class Simulation(World):
                 host.unsafe()
                 loop = host.loop
                 loop.running = False
-                self.later(fault.lasting, lambda: setattr(loop, "running", host.loop is loop))
+                self.later(fault.lasting, lambda: setattr(loop, "running", host.loop is loop and not host.is_over))
             case "term" if host.loop.running and not host.task.done():
                 host.loop.call_soon(host.master._stop.ask, "drain")
                 loop = host.loop

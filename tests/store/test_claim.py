@@ -134,7 +134,8 @@ def test_a_wait_is_counted_from_the_time_a_job_could_have_run(session: Session) 
 
 def test_light_jobs_share_packets_up_to_a_thousand_thousandths(session: Session) -> None:
     """No more than fifty travel together, and only the last packet has fewer."""
-    session.enqueue(n=120)
+    for _ in range(10):
+        session.enqueue(n=12)
     assert [len(packet.job_ids) for packet in session.claim(packets=[50])] == [50, 50, 20]
 
 
@@ -199,7 +200,8 @@ def test_packets_are_numbered_by_priority_then_position(session: Session) -> Non
 
 def test_there_is_a_lease_row_for_each_packet(session: Session) -> None:
     """With the same number, jobs and attempt, under the master's token and name; nothing is ready any more."""
-    session.enqueue(n=70)
+    for _ in range(7):
+        session.enqueue(n=10)
     session.enqueue(n=2, kind="other")
     token = uuid.uuid4()
     packets = session.claim(kinds=["k", "other"], packets=[50, 1], token=token)
@@ -267,7 +269,7 @@ def test_long_payloads_fill_a_packet_by_their_bytes(session: Session) -> None:
     sizes = random.Random(7)
     texts = [text(sizes.choice([2, 900, 1300, 5000, 20000, 32768]), n) for n in range(300)]
     ids = session.enqueue(*texts)
-    packets = session.claim(packets=[100])
+    packets = session.claim(packets=[100], bundles=10)
     assert (payloads(packets), sorted(jobs(packets))) == (dict(zip(ids, texts, strict=True)), ids)
     assert all(packet.job_ids == sorted(packet.job_ids) for packet in packets)
     assert max(len(packet.body) for packet in packets) <= BODY_BYTES
@@ -310,7 +312,7 @@ def test_a_worker_without_a_row_claims_nothing(session: Session) -> None:
 
 def test_two_claimers_at_once_share_the_jobs(session: Session) -> None:
     """The second passes by what the first has locked, and neither waits."""
-    ids = session.enqueue(n=20)
+    ids = session.enqueue(n=10) + session.enqueue(n=10)
     other = session.another()
     with session.connection.transaction():
         first = jobs(session.claim(want=8))
@@ -320,18 +322,18 @@ def test_two_claimers_at_once_share_the_jobs(session: Session) -> None:
 
 def test_many_claimers_miss_no_job_and_take_none_twice(session: Session) -> None:
     """Each claims until it finds nothing."""
-    ids = session.enqueue(n=3000)
+    ids = [job_id for n in (10, 300) * 20 for job_id in session.enqueue(n=n)]
 
     def drain(claimer: Session) -> list[int]:
         found: list[int] = []
-        while got := jobs(claimer.claim(packets=[50], want=37)):
+        while got := jobs(claimer.claim(packets=[50], want=37, bundles=1)):
             found += got
         return found
 
     claimers = [session.another() for _ in range(4)]
     drains = [begin(partial(drain, claimer)) for claimer in claimers]
     found = [job_id for each in drains for job_id in each.result(60)] + drain(session)
-    assert (sorted(found), session.counts()) == (ids, {"lease": 3000})
+    assert (sorted(found), session.counts()) == (ids, {"lease": 6200})
 
 
 def test_a_row_that_somebody_has_locked_is_passed_by(session: Session) -> None:

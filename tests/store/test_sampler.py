@@ -73,7 +73,7 @@ def test_an_empty_database_has_nothing(dsn: str) -> None:
     """No queue, no phase; the tables are there."""
     told = sample(dsn)
     assert (told.queues, told.waiting, told.leased, told.masters, told.enqueued) == ({}, {}, 0, 0, 0)
-    assert told.tables.keys() == {"job", "ready", "waiting", "lease", "attempt"}
+    assert told.tables.keys() == {"job", "ready", "bundle", "waiting", "lease", "attempt"}
     assert told.seconds > 0
 
 
@@ -99,7 +99,8 @@ def test_a_lane_that_is_too_long_to_count_is_estimated(
     """From pages taken at random: near enough for a graph, and never below what was counted."""
     monkeypatch.setattr(sampler, "LANE_JOBS", 100)
     monkeypatch.setattr(sampler, "PAGES", 40)
-    session.rows("INSERT INTO fastq.job (kind) SELECT 'k' FROM generate_series(1, 20000)")
+    session.rows("INSERT INTO fastq.job (kind, max_attempts) SELECT 'k', 3 FROM generate_series(1, 20000)")
+    session.rows("INSERT INTO fastq.job (kind, queue) SELECT 'k', 'bulk' FROM generate_series(1, 128000)")
     session.rows("INSERT INTO fastq.job (kind, queue) SELECT 'k', 'short' FROM generate_series(1, 60)")
     session.rows(
         "INSERT INTO fastq.job (kind, run_at) SELECT 'k', now() + interval '1 h' FROM generate_series(1, 20000)"
@@ -107,6 +108,7 @@ def test_a_lane_that_is_too_long_to_count_is_estimated(
     told = sample(dsn)
     assert told.queues["short"][0] == 60
     assert 10_000 < told.queues["default"][0] < 30_000
+    assert 64_000 < told.queues["bulk"][0] < 192_000
     assert 10_000 < told.waiting["scheduled"] < 30_000
 
 
