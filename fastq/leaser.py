@@ -122,7 +122,7 @@ class Leaser:
 
     def call(self) -> None:
         """Say that work may have come, or that we may be let to it again."""
-        self._front_due = self._lanes_due = 0.0
+        self._front_due = 0.0
         self._called.set()
         self._wanted.set()
 
@@ -159,8 +159,11 @@ class Leaser:
             pause = min(self._config.poll, pause * 2)
 
     async def _claim_once(self, want: int) -> int:
-        """Claim from the marks, or from the front when that is due or the marks had nothing; return how many."""
-        if self._was_empty or monotonic() >= self._lanes_due:
+        """Claim from the marks, or from the front when that is due or the marks had nothing; return how many.
+
+        The lanes that we know come first: the next job comes most likely there, and somebody waits for it.
+        """
+        if not self._was_empty and monotonic() >= self._lanes_due:
             await self._find_lanes()
         begun = monotonic()
         from_front = begun >= self._front_due
@@ -171,6 +174,11 @@ class Leaser:
         if from_front:
             now = monotonic()
             self._front_due = now + FRONT_SHARE * (now - begun)
+        if not got:
+            known = set(self._marks), set(self._bundled)
+            await self._find_lanes()
+            if (set(self._marks), set(self._bundled)) != known:
+                got = await self._claim(want, from_front=True)
         self._was_empty = not got
         return got
 

@@ -14,6 +14,8 @@ from fastq.inflight import Inflight, Pace
 from fastq.job import Kind
 from fastq.leaser import FRONT, FRONT_SHARE, LANES_SECONDS, Leaser
 
+JOB = (1, "default", 2, "k", 1, 0, 0, 5, [7], [2], [0.0], 1, b"{}", None, 0.0)
+
 
 class World:
     """A clock, a database that takes its time for looks, and a leaser that is never full."""
@@ -26,6 +28,7 @@ class World:
         self.fronts: list[float] = []
         """How much time passed before each claim from the front."""
         self._lookless = self._frontless = 0.0
+        self.asked: list[str] = []
         monkeypatch.setattr(leaser, "monotonic", lambda: self.now)
         self.leaser = Leaser(
             Config(app="app"), uuid.uuid4(), [Kind(name="k")], [Pace()], Inflight(), self, lambda _: None,  # type: ignore[arg-type]
@@ -44,7 +47,7 @@ class World:
             self.now += self.look
             self._frontless = self.now
         self.now += 0.02
-        return [(1, "default", 2, "k", 1, 0, 0, 5, [7], [2], [0.0], 1, b"{}", None, 0.0)]
+        return [JOB]
 
     def claim(self, seconds: float) -> None:
         """Claim without a pause for so long."""
@@ -70,3 +73,18 @@ def test_lanes_are_looked_for_about_once_a_second(monkeypatch: pytest.MonkeyPatc
     world = World(monkeypatch, look=0.0001)
     world.claim(10)
     assert 8 <= len(world.looks) <= 11
+
+
+def test_a_job_in_a_known_lane_is_claimed_without_a_look_for_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after a time without any: somebody waits for it."""
+    world = World(monkeypatch, look=0.0001)
+    jobs = iter([[JOB], [], [JOB]])
+
+    async def fetch(statement: str, *_: Any, **__: Any) -> list[Any]:
+        world.asked.append(statement)
+        return [("default", 2)] if statement == "lanes" else next(jobs)
+
+    monkeypatch.setattr(world, "fetch", fetch)
+    got = [asyncio.run(world.leaser._claim_once(10)) for _ in range(3)]
+    assert got == [1, 0, 1]
+    assert world.asked == ["lanes", "claim", "claim", "lanes", "claim"]
