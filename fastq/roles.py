@@ -26,7 +26,7 @@ class Grant(NamedTuple):
 
 
 READS = "job ready bundle waiting lease attempt worker sleeper unique_key cancel progress migration jobs ready_form"
-LIVE = "ready bundle waiting cancel"
+LIVE = "ready waiting cancel"
 
 ROLES = {
     "fastq_reader": (Grant("SELECT", "TABLE", READS),),
@@ -42,13 +42,14 @@ ROLES = {
         Grant("INSERT, DELETE", "TABLE", "attempt"),
         # UPDATE of one column, and of none in fact: whoever is to lock a row must be allowed to change it.
         Grant("INSERT, DELETE, UPDATE (priority)", "TABLE", "job"),
-        Grant("DELETE", "TABLE", "progress"),
+        Grant("DELETE", "TABLE", "bundle progress"),
         Grant("USAGE", "SEQUENCE", "job_id_seq ready_pos"),
         Grant("EXECUTE", "FUNCTION", "enqueue reserve_ids is_live wake limits"),
     ),
     "fastq_master": (
         Grant("SELECT", "TABLE", "job ready_form migration"),
         Grant("SELECT, INSERT, UPDATE, DELETE", "TABLE", f"{LIVE} lease worker sleeper progress"),
+        Grant("SELECT, UPDATE, DELETE", "TABLE", "bundle"),  # UPDATE: to lock
         Grant("SELECT, INSERT", "TABLE", "attempt"),
         Grant("USAGE", "SEQUENCE", "ready_pos"),
         Grant("EXECUTE", "FUNCTION", "wake limits"),

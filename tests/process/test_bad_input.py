@@ -101,7 +101,7 @@ def shell(dsn: str, connection: psycopg.Connection, tmp_path: Path) -> Iterator[
 def rows(connection: psycopg.Connection) -> int:
     """Return how many rows there are in all tables."""
     return connection.execute(
-        "SELECT (SELECT count(*) FROM fastq.job) + (SELECT count(*) FROM fastq.ready) + (SELECT count(*) FROM fastq.waiting)"
+        "SELECT (SELECT count(*) FROM fastq.job) + (SELECT count(*) FROM fastq.ready) + (SELECT count(*) FROM fastq.bundle) + (SELECT count(*) FROM fastq.waiting)"
         " + (SELECT count(*) FROM fastq.lease) + (SELECT count(*) FROM fastq.attempt) + (SELECT count(*) FROM fastq.worker)"
         " + (SELECT count(*) FROM fastq.sleeper)"
     ).fetchone()[0]
@@ -274,7 +274,7 @@ def test_children_that_cannot_live_are_status_5(shell: Shell, connection: psycop
         "SELECT (SELECT count(*) FROM fastq.ready WHERE attempt = 0 AND lost = 0), (SELECT count(*) FROM fastq.lease),"
         " (SELECT count(*) FROM fastq.worker WHERE NOT revoked)"
     ).fetchone()
-    connection.execute("TRUNCATE fastq.job, fastq.ready, fastq.lease, fastq.worker, fastq.sleeper")
+    connection.execute("TRUNCATE fastq.job, fastq.ready, fastq.bundle, fastq.lease, fastq.worker, fastq.sleeper")
     assert state == (3, 0, 0)
 
 

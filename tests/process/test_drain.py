@@ -24,7 +24,9 @@ def client(dsn: str) -> fastq.Client:
 
 def given_back(connection: psycopg.Connection) -> int:
     """Return how many jobs are ready with no attempt used and no master lost."""
-    return connection.execute("SELECT count(*) FROM fastq.ready WHERE attempt = 0 AND lost = 0").fetchone()[0]
+    return connection.execute(
+        "SELECT count(*) FROM fastq.jobs WHERE phase = 'ready' AND attempt = 0 AND lost = 0"
+    ).fetchone()[0]
 
 
 def count(connection: psycopg.Connection, table: str) -> int:

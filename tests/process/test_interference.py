@@ -62,7 +62,9 @@ def test_a_table_that_is_locked_for_long_costs_the_lease_and_is_survived(
     ids = client.enqueue_many([jobs.exclusive.job(str(evidence), 7.0)] * 2)
     until(lambda: evidence.exists() and evidence.read_text().count("begin") == 2, "both to run")
     with another(dsn) as locker:
-        locker.execute("LOCK TABLE fastq.worker, fastq.lease, fastq.ready, fastq.attempt IN ACCESS EXCLUSIVE MODE")
+        locker.execute(
+            "LOCK TABLE fastq.worker, fastq.lease, fastq.ready, fastq.bundle, fastq.attempt IN ACCESS EXCLUSIVE MODE"
+        )
         until(lambda: not any(" exclusive" in child.title for child in masters.children()), "the guard to kill them")
         most = max(waiting(connection) for _ in range(200))
     assert most <= 6, f"{most} backends waited for the lock"
@@ -268,7 +270,7 @@ def test_a_truncated_table_and_rows_that_are_deleted_by_hand(
     connection.execute("DELETE FROM fastq.job WHERE id = %s", (ids[0],))
     go.touch()
     assert client.wait(ids[1], 20).status == "DONE"
-    connection.execute("TRUNCATE fastq.job, fastq.ready, fastq.waiting, fastq.lease, fastq.attempt")
+    connection.execute("TRUNCATE fastq.job, fastq.ready, fastq.bundle, fastq.waiting, fastq.lease, fastq.attempt")
     assert client.wait(client.enqueue(jobs.add, 2, 1), 20).result == 3
     assert master.stop() == 0
 

@@ -282,7 +282,7 @@ def test_a_stop_in_a_storm_of_crashes_leaves_every_job_whole(
         master.signal(number)
     assert master.wait() == 0
     ended, ready = connection.execute(
-        "SELECT (SELECT count(DISTINCT job_id) FROM fastq.attempt), (SELECT count(*) FROM fastq.ready WHERE attempt = 0 AND lost = 0)"
+        "SELECT (SELECT count(DISTINCT job_id) FROM fastq.attempt), (SELECT count(*) FROM fastq.jobs WHERE phase = 'ready' AND attempt = 0 AND lost = 0)"
     ).fetchone()
     assert ended + ready == 800
     assert ended == sum(outcomes(connection).values())

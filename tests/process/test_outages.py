@@ -59,7 +59,7 @@ def ended(postgres: Server) -> int:
 
 def is_quiet(postgres: Server) -> bool:
     return postgres.query(
-        "SELECT (SELECT count(*) FROM fastq.ready) + (SELECT count(*) FROM fastq.lease) + (SELECT count(*) FROM fastq.waiting)"
+        "SELECT (SELECT count(*) FROM fastq.ready) + (SELECT count(*) FROM fastq.bundle) + (SELECT count(*) FROM fastq.lease) + (SELECT count(*) FROM fastq.waiting)"
     ) == [(0,)]
 
 

@@ -70,8 +70,14 @@ def test_the_replacement_is_ready_before_the_old_one_leaves(
         "    return os.getpid()\n"
     )
     master = masters.start("--recycle-jobs", "1", app=str(app), procs=1)
-    while notes.read_text().count("stop") < 4 if notes.exists() else True:
-        client.wait(client.enqueue("pid"), 20)
+    ran = {str(client.wait(client.enqueue("pid"), 20).result) for _ in range(5)}
+
+    def has_settled() -> bool:
+        words = [line.split() for line in notes.read_text().splitlines()]
+        started, stopped = ({pid for word, pid in words if word == how} for how in ("start", "stop"))
+        return ran <= stopped and len(started - stopped) == 1
+
+    until(has_settled, "the last to be replaced")
     assert master.stop() == 0
     alive: list[str] = []
     for number, line in enumerate(notes.read_text().splitlines()):
