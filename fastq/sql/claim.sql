@@ -8,6 +8,7 @@
 -- and are taken in turn with the other jobs: none of either sort that stands behind more of the other than a claim takes.
 -- A payload that did not fit into ready is looked up, its length with it: a job that was deleted by hand or edited must
 -- not shift its neighbours'. One that has grown by more than a packet has room for comes empty, and fails alone.
+-- Bodies are long: none is carried through what numbers the packets.
 -- Nothing is sorted that could be hashed (enable_sort=off): so jobs stay in the order in which they were picked.
 -- Locks: the own worker row FOR KEY SHARE (a revocation waits for us, or we claim nothing), ready rows SKIP LOCKED.
 -- Index: ready_lane. The ctids go through an array, so that exactly those rows are deleted, whatever the plan.
@@ -74,12 +75,14 @@ WITH me AS MATERIALIZED (
 ), packet AS (
     SELECT id, (row_number() OVER (ORDER BY lane %% 10, places[least(first, cardinality(places))], first))::integer AS number, queue, lane, kind, attempt, lost, deaths, mark,
            job_ids[first : first + jobs - 1] AS job_ids, sizes[first : first + jobs - 1] AS sizes, waits[first : first + jobs - 1] AS waits,
-           CASE first WHEN 1 THEN convert_to(body, 'UTF8') END AS body, limits
+           limits, first = 1 AS is_first
     FROM alike, generate_series(1, cardinality(job_ids), jobs) AS first,
          LATERAL (SELECT places[least(first + jobs - 1, cardinality(places))]) AS last (mark)
 ), leased AS (
     INSERT INTO fastq.lease (token, number, worker, attempt, lost, deaths, priority, job_ids)
     SELECT %(token)s, number, %(worker)s, attempt, lost, deaths, lane %% 10, job_ids FROM packet
 )
-SELECT number, queue, lane, kind, attempt, lost, deaths, mark, job_ids, sizes, waits, id, body, limits, date_part('epoch', now()) AS now
+SELECT number, queue, lane, kind, attempt, lost, deaths, mark, job_ids, sizes, waits, id,
+       CASE WHEN is_first THEN (SELECT convert_to(body, 'UTF8') FROM alike WHERE alike.id = packet.id) END AS body,
+       limits, date_part('epoch', now()) AS now
 FROM packet ORDER BY number
