@@ -10,11 +10,10 @@
 -- not shift its neighbours'. One that has grown by more than a packet has room for comes empty, and fails alone.
 -- Bodies are long: none is carried through what numbers the packets.
 -- Nothing is sorted that could be hashed (enable_sort=off): so jobs stay in the order in which they were picked.
--- Locks: the own worker row FOR KEY SHARE (a revocation waits for us, or we claim nothing), ready rows SKIP LOCKED.
+-- Locks: ready rows SKIP LOCKED, then the own worker row FOR KEY SHARE (a revocation waits for us, or we claim nothing).
+-- A claim that finds nothing locks nothing: it writes nothing, and waits for no disk.
 -- Index: ready_lane. The ctids go through an array, so that exactly those rows are deleted, whatever the plan.
-WITH me AS MATERIALIZED (
-    SELECT FROM fastq.worker WHERE id = %(worker)s AND NOT revoked FOR KEY SHARE
-), picked AS MATERIALIZED (
+WITH picked AS MATERIALIZED (
     SELECT candidate.*
     FROM unnest(%(queues)s::text[], %(lanes)s::smallint[], %(marks)s::bigint[], %(caps)s::integer[], %(bundle_marks)s::bigint[])
          AS wanted (queue, lane, mark, cap, bundle_mark),
@@ -30,7 +29,6 @@ WITH me AS MATERIALIZED (
           AND ready.kind = ANY (%(kinds)s::text[])
         ORDER BY ready.pos LIMIT wanted.cap FOR UPDATE SKIP LOCKED
     ) AS candidate
-    WHERE EXISTS (SELECT FROM me)
     LIMIT %(want)s
 ), bundled AS MATERIALIZED (
     SELECT candidate.*
@@ -48,12 +46,14 @@ WITH me AS MATERIALIZED (
           AND bundle.kind = ANY (%(kinds)s::text[])
         ORDER BY bundle.pos LIMIT %(bundles)s FOR UPDATE SKIP LOCKED
     ) AS candidate
-    WHERE EXISTS (SELECT FROM me)
     LIMIT %(bundles)s
+), me AS MATERIALIZED (
+    SELECT FROM fastq.worker
+    WHERE id = %(worker)s AND NOT revoked AND (EXISTS (SELECT FROM picked) OR EXISTS (SELECT FROM bundled)) FOR KEY SHARE
 ), taken AS (
-    DELETE FROM fastq.ready WHERE ctid = ANY (ARRAY (SELECT tid FROM picked))
+    DELETE FROM fastq.ready WHERE ctid = ANY (ARRAY (SELECT tid FROM picked WHERE EXISTS (SELECT FROM me)))
 ), unbundled AS (
-    DELETE FROM fastq.bundle WHERE ctid = ANY (ARRAY (SELECT tid FROM bundled))
+    DELETE FROM fastq.bundle WHERE ctid = ANY (ARRAY (SELECT tid FROM bundled WHERE EXISTS (SELECT FROM me)))
 ), alike AS MATERIALIZED (
     SELECT row_number() OVER () AS id, queue, lane, kind, attempt + 1 AS attempt, max(lost) AS lost, max(deaths) AS deaths,
            array_agg(pos) AS places, array_agg(job_id) AS job_ids, array_agg(CASE WHEN payload IS NOT NULL OR size > 32768 THEN size ELSE coalesce((
@@ -65,13 +65,13 @@ WITH me AS MATERIALIZED (
            ))::text, '') AS body,
            min(limits::text) AS limits,
            least((%(packets)s::integer[])[array_position(%(kinds)s::text[], kind)], 65536 / max(size) + 1) AS jobs
-    FROM picked
+    FROM picked WHERE EXISTS (SELECT FROM me)
     GROUP BY queue, lane, kind, attempt, size > 1024, CASE WHEN lane > 10 OR size > 32768 OR limits IS NOT NULL THEN job_id END
     UNION ALL
     SELECT -row_number() OVER (), queue, lane, kind, 1, 0::smallint, 0::smallint, ARRAY[pos], job_ids, sizes,
            array_fill(date_part('epoch', now()) - date_part('epoch', run_at), ARRAY[cardinality(job_ids)]), body, NULL,
            (%(packets)s::integer[])[array_position(%(kinds)s::text[], kind)]
-    FROM bundled
+    FROM bundled WHERE EXISTS (SELECT FROM me)
 ), packet AS (
     SELECT id, (row_number() OVER (ORDER BY lane %% 10, places[least(first, cardinality(places))], first))::integer AS number, queue, lane, kind, attempt, lost, deaths, mark,
            job_ids[first : first + jobs - 1] AS job_ids, sizes[first : first + jobs - 1] AS sizes, waits[first : first + jobs - 1] AS waits,

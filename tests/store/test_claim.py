@@ -310,6 +310,14 @@ def test_a_worker_without_a_row_claims_nothing(session: Session) -> None:
     assert (session.claim(worker=uuid.uuid4()), session.everything()) == ([], before)
 
 
+def test_a_claim_that_finds_nothing_writes_nothing(session: Session) -> None:
+    """No transaction id, no lock record, no wait for the disk: an idle master asks often."""
+    session.enqueue(kind="unknown")
+    with session.connection.transaction():
+        assert session.claim(bundles=1) == []
+        assert session.value("SELECT pg_current_xact_id_if_assigned()") is None
+
+
 def test_two_claimers_at_once_share_the_jobs(session: Session) -> None:
     """The second passes by what the first has locked, and neither waits."""
     ids = session.enqueue(n=10) + session.enqueue(n=10)
