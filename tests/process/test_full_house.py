@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 from helpers import jobs, trouble
-from helpers.house import PROCS, full_house
+from helpers.house import PROCS, full_house, write_version
 from helpers.jobs import held
 from helpers.masters import Master, Masters
 from helpers.until import until
@@ -300,3 +300,48 @@ def test_a_job_finds_its_surroundings_as_they_were(masters: Masters, connection:
         assert [job.result for job in seen.values()] == [first] * 4 * PROCS
         assert house.pids() == before
         assert connection.execute("SELECT error FROM fastq.attempt WHERE outcome <> 'DONE'").fetchall() == []
+
+
+# What is not a child's fault.
+
+
+def test_threads_that_jobs_leave_behind_disturb_nobody(masters: Masters, connection: psycopg.Connection) -> None:
+    """C22: it is told which child has them, and the jobs that come after run beside them."""
+    with full_house(masters, connection) as house:
+        ended = house.run({f"leave {n}": trouble.leave_threads.job(3) for n in range(4)})
+        assert {job.status for job in ended.values()} == {"DONE"}
+        for pid in {job.result for job in ended.values()}:
+            until(lambda pid=pid: f"(pid {pid}) has " in house.master.text(), "it to be told")  # type: ignore[misc]
+        assert "threads that outlive their jobs" in house.master.text()
+
+
+def test_a_database_that_drops_us_is_no_child_s_trouble(masters: Masters, connection: psycopg.Connection) -> None:
+    """M08: every service of the master loses its connection, three times; no child is replaced, no run repeated."""
+    with full_house(masters, connection) as house:
+        before = house.pids()
+        for _ in range(3):
+            (broken,) = connection.execute(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND application_name = 'fastq-master'"
+            ).fetchone()
+            assert broken > 0
+            house.goes_on()
+        assert house.pids() == before
+
+
+def test_a_version_with_threads_is_not_forked_from(
+    masters: Masters, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """M16: they are named, and sixteen children of the old version go on as if nothing were."""
+    app = tmp_path / "versions.py"
+    write_version(app, 0)
+    with full_house(masters, connection, app=str(app)) as house:
+        before = house.pids()
+        with app.open("a") as file:
+            file.write("\nimport threading, time\n")
+            file.write("threading.Thread(target=time.sleep, args=(60,), name='pest', daemon=True).start()\n")
+        house.master.signal(signal.SIGHUP)
+        until(lambda: "not reloaded" in house.master.text(), "it to be told")
+        assert "pest" in house.master.text()
+        house.goes_on()
+        assert house.pids() == before
