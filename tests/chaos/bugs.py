@@ -165,7 +165,8 @@ def _() -> None:
     settings={"lease": 3.0, "seconds": 20},
 )
 def _() -> None:
-    sql(claim=("SELECT FROM fastq.worker WHERE id = %(worker)s AND NOT revoked FOR KEY SHARE", "SELECT"))
+    sql(claim=("WHERE id = %(worker)s AND NOT revoked AND (EXISTS", "WHERE (EXISTS"))
+    sql(claim=("SELECT FROM bundled)) FOR KEY SHARE", "SELECT FROM bundled)) LIMIT 1"))
     sql(heartbeat=("AND NOT revoked\nRETURNING heartbeat", "RETURNING heartbeat) SELECT 1"))  # a row, if none is left
     sql(heartbeat=("UPDATE fastq.worker", "WITH beat AS (UPDATE fastq.worker"))
 

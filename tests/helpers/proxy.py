@@ -73,15 +73,18 @@ class Proxy:
 
     def _connect(self, near: socket.socket) -> None:
         self._open.add(near)
-        self._flows.wait()
-        try:
-            far = socket.create_connection(("127.0.0.1", self.target))
-        except OSError:
-            near.close()
-            return
-        self._open.add(far)
-        threading.Thread(target=self._forward, args=(near, far, False), daemon=True).start()
-        self._forward(far, near, True)
+        with near:
+            self._flows.wait()
+            try:
+                far = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:
+                return
+            self._open.add(far)
+            with far:
+                there = threading.Thread(target=self._forward, args=(near, far, False), daemon=True)
+                there.start()
+                self._forward(far, near, True)
+                there.join()
 
     def _forward(self, source: socket.socket, sink: socket.socket, is_reply: bool) -> None:
         with contextlib.suppress(OSError):
