@@ -94,15 +94,14 @@ class Server(EmbeddedPostgres):
         """Start a standby that streams from this server."""
         command = ("pg_basebackup", "-D", folder, "-d", self._address("postgres"), "-R", "-X", "stream", "-c", "fast")
         uid, gid = self._user
+        who: dict[str, Any] = {"user": uid, "group": gid, "extra_groups": []} if os.geteuid() == 0 else {}
         folder.parent.chmod(0o777)
         done = subprocess.run(
             (self.binaries / command[0], *command[1:]),
             check=False,
-            user=uid,
-            group=gid,
-            extra_groups=[],
             capture_output=True,
             text=True,
+            **who,
         )
         assert done.returncode == 0, done.stderr
         standby = Server(folder, hot_standby_feedback="on")
