@@ -227,6 +227,7 @@ class Leaser:
         return [number for number in range(len(self._kinds)) if number not in self.withdrawn]
 
     async def _claim_lanes(self, want: int, *, from_front: bool) -> int:
+        self._turn += 1
         lanes = self._order()
         if not lanes or want <= 0:
             return 0
@@ -266,7 +267,6 @@ class Leaser:
 
         None of a lower priority than bundles that are still to be claimed: a claim takes but so many of these.
         """
-        self._turn += 1
         known = dict.fromkeys(_loose(lane) for lane in self._marks if lane[1] < BUNDLED or lane in self._bundled)
         lanes = []
         for _, group in groupby(sorted(known, key=_priority), key=_priority):

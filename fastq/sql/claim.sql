@@ -10,9 +10,9 @@
 -- not shift its neighbours'. One that has grown by more than a packet has room for comes empty, and fails alone.
 -- Bodies are long: none is carried through what numbers the packets.
 -- Nothing is sorted that could be hashed (enable_sort=off): so jobs stay in the order in which they were picked.
--- Locks: ready rows SKIP LOCKED, then the own worker row FOR KEY SHARE (a revocation waits for us, or we claim nothing).
+-- Locks: ready rows and bundles SKIP LOCKED, then the own worker row FOR KEY SHARE (a revocation waits for us, or we claim nothing).
 -- A claim that finds nothing locks nothing: it writes nothing, and waits for no disk.
--- Index: ready_lane. The ctids go through an array, so that exactly those rows are deleted, whatever the plan.
+-- Indexes: ready_lane, bundle_lane. The ctids go through an array, so that exactly those rows are deleted, whatever the plan.
 WITH picked AS MATERIALIZED (
     SELECT candidate.*
     FROM unnest(%(queues)s::text[], %(lanes)s::smallint[], %(marks)s::bigint[], %(caps)s::integer[], %(bundle_marks)s::bigint[])

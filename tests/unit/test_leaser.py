@@ -88,3 +88,21 @@ def test_a_job_in_a_known_lane_is_claimed_without_a_look_for_lanes(monkeypatch: 
     got = [asyncio.run(world.leaser._claim_once(10)) for _ in range(3)]
     assert got == [1, 0, 1]
     assert world.asked == ["lanes", "claim", "claim", "lanes", "claim"]
+
+
+@pytest.mark.parametrize("queues", [["a", "b"], ["a", "b", "c"]])
+def test_queues_take_turns(monkeypatch: pytest.MonkeyPatch, queues: list[str]) -> None:
+    """Each is the first of every so many claims, however much there is in the others."""
+    world = World(monkeypatch, look=0.0001)
+    first: list[str] = []
+
+    async def fetch(statement: str, *_: Any, **values: Any) -> list[Any]:
+        if statement == "lanes":
+            return [(queue, lane) for queue in queues for lane in (2, 22)]
+        first.append(values["queues"][0])
+        return [(JOB[0], first[-1], *JOB[2:])]
+
+    monkeypatch.setattr(world, "fetch", fetch)
+    for _ in range(5 * len(queues)):
+        asyncio.run(world.leaser._claim_once(10))
+    assert [first.count(queue) for queue in queues] == [5] * len(queues)
