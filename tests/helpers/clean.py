@@ -18,7 +18,18 @@ OWN_FOLDER = Path(tempfile.gettempdir()) / f"fastq-{os.getuid()}"
 
 
 def open_files(master: Master) -> list[str]:
-    """Return what the descriptors of a master are, numbers left out: to compare before with after."""
+    """Return what the descriptors of a master are, once it knows every child it has asked for: to compare before with after."""
+    return until(lambda: found if knows_its_children(found := descriptors(master)) else [], "it to know its children")
+
+
+def knows_its_children(names: list[str]) -> bool:
+    """Whether there is a pidfd for each child: a child is there, and works, a moment before its master hears of its birth."""
+    count = Counter(names)
+    return count["anon_inode:[pidfd]"] == count["/memfd:fastq-dump (deleted)"]
+
+
+def descriptors(master: Master) -> list[str]:
+    """Return what the descriptors of a master are, numbers left out."""
     found = []
     for fd in os.listdir(f"/proc/{master.pid}/fd"):
         try:
@@ -31,8 +42,8 @@ def open_files(master: Master) -> list[str]:
 def assert_no_more(master: Master, before: list[str]) -> None:
     """Wait until a master has no more descriptors than before, and say which it has if it does not come to that."""
     with contextlib.suppress(AssertionError):
-        until(lambda: len(open_files(master)) <= len(before), seconds=5)
-    now = open_files(master)
+        until(lambda: len(descriptors(master)) <= len(before), seconds=5)
+    now = descriptors(master)
     assert len(now) <= len(before), Counter(now) - Counter(before)
 
 

@@ -38,7 +38,7 @@ def dead_disk(folder: Path) -> Iterator[Callable[[], bool]]:
         finally:
             os.close(fuse)  # every request ends as an error
             fuse = -1
-            subprocess.run(["umount", folder], check=True)
+            subprocess.run(["umount", "--lazy", folder], check=True)  # who is let go may still hold it for a moment
     finally:
         if fuse >= 0:
             os.close(fuse)
