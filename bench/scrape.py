@@ -1,9 +1,11 @@
 """What metrics cost: a drain that is scraped every second against one without metrics, and one scrape of 200 kinds.
 
-    python bench/scrape.py [--jobs 150000] [--procs 16] [--pairs 8] [--dsn DSN]
+    python -m bench.scrape [--jobs 300000] [--procs 16] [--pairs 8] [--dsn DSN]
 
-The two sorts of drains alternate, and only the median of the ratios within the pairs is to be believed: the noise of a
-machine is larger than what is measured. Without --dsn a Postgres of its own is started in a temporary directory.
+The two sorts of drains alternate, and only medians are to be believed. The throughput of a machine varies from drain to
+drain by more than what is looked for; so what the master uses of the CPU is compared, too, as a share of what all use:
+metrics are the master's work alone, and on a busy machine CPU is throughput. Without --dsn a Postgres of its own is
+started in a temporary directory.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ import time
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import psycopg
 
 import fastq
+from bench import cpu
 from fastq import events, schema
 from fastq.config import Config
 from fastq.embedded import EmbeddedPostgres
@@ -44,7 +48,7 @@ def noop(n: int, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, default=150_000)
+    parser.add_argument("--jobs", type=int, default=300_000)
     parser.add_argument("--procs", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--dsn")
@@ -53,16 +57,29 @@ def main() -> None:
     with ExitStack() as exits:
         dsn = args.dsn or own_server(exits)
         with psycopg.connect(dsn, autocommit=True) as connection:
-            ratios = []
+            pairs = []
             for pair in range(args.pairs):
                 order = (False, True) if pair % 2 else (True, False)
-                rates = {scraped: drain(connection, dsn, args.jobs, args.procs, scraped=scraped) for scraped in order}
-                ratios.append(rates[True] / rates[False])
-                print(
-                    f"  {rates[False]:>9,.0f} jobs/s without, {rates[True]:>9,.0f} scraped: {ratios[-1]:.3f}",
-                    flush=True,
-                )
-    print(f"scraped / without: median {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
+                runs = {scraped: drain(connection, dsn, args.jobs, args.procs, scraped=scraped) for scraped in order}
+                pairs.append((runs[False], runs[True]))
+                print("without {}; scraped {}".format(*pairs[-1]), flush=True)
+    spread("throughput, scraped / without", [scraped.rate / without.rate for without, scraped in pairs])
+    spread("CPU of the master, scraped - without, of all", [(s.master - w.master) / w.all for w, s in pairs])
+
+
+def spread(what: str, figures: list[float]) -> None:
+    print(f"{what}: median {statistics.median(figures):.3f}, {min(figures):.3f} to {max(figures):.3f}")
+
+
+class Drain(NamedTuple):
+    """Jobs per second, and microseconds of CPU per job: of the master, and of the whole machine."""
+
+    rate: float
+    master: float
+    all: float
+
+    def __str__(self) -> str:
+        return f"{self.rate:>9,.0f} jobs/s, {self.master:.2f} of {self.all:.2f} µs a job"
 
 
 def own_server(exits: ExitStack) -> str:
@@ -72,8 +89,8 @@ def own_server(exits: ExitStack) -> str:
     return exits.enter_context(EmbeddedPostgres(folder / "pg")).dsn
 
 
-def drain(connection: psycopg.Connection, dsn: str, jobs: int, procs: int, *, scraped: bool) -> float:
-    """Drain once; return jobs per second between the first outcome and the last."""
+def drain(connection: psycopg.Connection, dsn: str, jobs: int, procs: int, *, scraped: bool) -> Drain:
+    """Drain once; return what it took from the first outcome to the last."""
     connection.execute("DROP SCHEMA IF EXISTS fastq CASCADE")
     schema.migrate(connection)
     with fastq.Client(dsn) as client:
@@ -91,9 +108,13 @@ def drain(connection: psycopg.Connection, dsn: str, jobs: int, procs: int, *, sc
         if scraped:
             scraper.start()
         _poll(connection, "SELECT FROM fastq.attempt LIMIT 1")
-        begun = time.perf_counter()
-        _poll(connection, "SELECT WHERE NOT EXISTS (SELECT FROM fastq.ready) AND NOT EXISTS (SELECT FROM fastq.lease)")
-        return jobs / (time.perf_counter() - begun)
+        begun, master_used, all_used = time.perf_counter(), cpu.used(master.pid), cpu.machine()[0]
+        _poll(
+            connection,
+            "SELECT WHERE NOT EXISTS (TABLE fastq.ready) AND NOT EXISTS (TABLE fastq.bundle) AND NOT EXISTS (TABLE fastq.lease)",
+        )
+        rate, share = jobs / (time.perf_counter() - begun), 1e6 / jobs
+        return Drain(rate, (cpu.used(master.pid) - master_used) * share, (cpu.machine()[0] - all_used) * share)
     finally:
         over.set()
         master.send_signal(signal.SIGTERM)

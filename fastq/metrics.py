@@ -7,11 +7,8 @@ database is old) is left out, never told as it was.
 
 from __future__ import annotations
 
-import os
 import platform
-import resource
 import threading
-from pathlib import Path
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
@@ -58,14 +55,12 @@ COUNTERS = {
     "fastq_reloads_total": ("Reloads of the app, by how they ended.", ("result",)),
     "fastq_database_losses_total": ("Connections that failed, and statements that must be tried again.", ()),
     "fastq_notifications_total": ("NOTIFYs that came in.", ()),
-    "fastq_master_cpu_seconds_total": ("CPU seconds that the master used.", ()),
 }
 GAUGES = {
     "fastq_build_info": ("Which fastq this is, and on what it runs; always 1.", ("version", "python", "psycopg")),
     "fastq_start_time_seconds": ("When this master started, seconds since the epoch.", ()),
     "fastq_last_finish_timestamp_seconds": ("When the last run ended, seconds since the epoch; 0: none.", ()),
     "fastq_master_state": ("What this master does: 1 for the state it is in, 0 for the others.", ("state",)),
-    "fastq_master_resident_memory_bytes": ("Resident memory of the master.", ()),
     "fastq_child_resident_memory_bytes": ("Resident memory of a child, what it shares included.", ("slot",)),
 }
 PRESENT = {
@@ -289,7 +284,6 @@ class Metrics:
             self._take_snapshot(status)
         if monotonic() - self._sampled_at > self._stale_seconds:
             left_out |= SAMPLED.keys()
-        self._look_at_ourselves()
         families = [family for name, family in self._families.items() if name not in left_out]
         return write([*families, *self._histograms.values()], openmetrics=openmetrics)
 
@@ -311,12 +305,6 @@ class Metrics:
         self._set("fastq_jobs_leased", status["leased"])
         self._set("fastq_jobs_unsent", status["unsent"])
         self._set("fastq_lease_remaining_seconds", status["lease_seconds"])
-
-    def _look_at_ourselves(self) -> None:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        self._set("fastq_master_cpu_seconds_total", usage.ru_utime + usage.ru_stime)
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        self._set("fastq_master_resident_memory_bytes", pages * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _label(name: str, known: Family | Histograms) -> str:
