@@ -8,9 +8,11 @@ Postgres will not take is halved until the one outcome is found that it refuses.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
 from itertools import compress
+from math import inf
 from time import CLOCK_BOOTTIME, clock_gettime_ns, monotonic
 from typing import TYPE_CHECKING
 from weakref import WeakSet
@@ -35,10 +37,13 @@ if TYPE_CHECKING:
     from fastq.store import Connection
 
 GATHER_SECONDS = 0.004
-"""How long outcomes gather while more are on their way."""
+"""From one statement to the next at least, so that outcomes that end together are written together."""
 
-BATCH_PACKETS = 15
-"""So many packets go out without gathering more."""
+BUSY_SECONDS = 0.025
+"""The same while most children have work: a statement for each run of some milliseconds costs as much as the run."""
+
+BATCH_ENOUGH = 128
+"""So many runs are written without waiting for that."""
 
 BATCH_JOBS = 2000
 """Runs in one statement at most."""
@@ -56,7 +61,7 @@ class Completer:
     def __init__(
         self, worker: UUID, kinds: Sequence[Kind], inflight: Inflight, connection: Connection, emit: Emit,
         *, claiming: Callable[[], UUID | None], drop: Callable[[Packet], None], delayed: Callable[[], None],
-        ended: Callable[[int, int, int], None],
+        ended: Callable[[int, int, int], None], busy: Callable[[], bool],
     ) -> None:  # fmt: skip
         self._worker = worker
         self._kinds = kinds
@@ -67,11 +72,14 @@ class Completer:
         self._drop = drop
         self._delayed = delayed
         self._report = ended
+        self._is_busy = busy
         self._ended: dict[Packet, None] = {}  # in order
         self._splits: list[tuple[Key, list[tuple[int, int]]]] = []
         self._refused: WeakSet[Packet] = WeakSet()
         self._doubt = False
         self._changed = asyncio.Event()
+        self._enough = asyncio.Event()
+        self._gathered = 0
         self._settled = asyncio.Event()
         self._settled.set()
         self.finished = 0
@@ -80,7 +88,8 @@ class Completer:
     def finish(self, packet: Packet) -> None:
         """Take a packet whose runs have all ended."""
         self._ended[packet] = None
-        self._stir()
+        self._gathered += len(packet.job_ids)
+        self._stir(enough=self._gathered >= BATCH_ENOUGH)
 
     def split(self, parts: list[Packet]) -> None:
         """Break a leased packet up, its last part keeping its number. Parts may be broken up again meanwhile."""
@@ -96,18 +105,21 @@ class Completer:
         """Wait until everything given so far is written."""
         await self._settled.wait()
 
-    def _stir(self) -> None:
+    def _stir(self, *, enough: bool = True) -> None:
         self._settled.clear()
         self._changed.set()
+        if enough:
+            self._enough.set()
 
     async def run(self) -> None:
         """Write for ever."""
-        last = 0.0
+        last = -inf
         while True:
             await self._changed.wait()
-            if len(self._ended) < BATCH_PACKETS and monotonic() - last < GATHER_SECONDS:
-                await asyncio.sleep(GATHER_SECONDS)
+            await self._gather(last)
             self._changed.clear()
+            self._enough.clear()
+            self._gathered = 0
             try:
                 await self._write_all()
             except Lost:
@@ -116,6 +128,14 @@ class Completer:
             last = monotonic()
             if not self._changed.is_set():
                 self._settled.set()
+
+    async def _gather(self, last: float) -> None:
+        """Let outcomes come together, after the statement of that time."""
+        left = last + (BUSY_SECONDS if self._is_busy() else GATHER_SECONDS) - monotonic()
+        if left > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._enough.wait()
 
     async def _write_all(self) -> None:
         """Write all there is, in the order that the database needs: breaks, doubts, ends."""
@@ -133,8 +153,11 @@ class Completer:
             except Lost:
                 self._doubt = True
                 raise
-        while self._ended and not self._splits:
-            await self._write(self._next_batch())
+        is_all = False
+        while self._ended and not self._splits and not is_all:  # what ends meanwhile gathers
+            batch = self._next_batch()
+            is_all = len(batch) == len(self._ended)
+            await self._write(batch)
 
     def _next_batch(self) -> list[Packet]:
         batch, room = [], BATCH_JOBS

@@ -110,6 +110,10 @@ class Dispatcher:
         """Return how many children wait for work."""
         return sum(child.is_idle for child in self._children)
 
+    def is_busy(self) -> bool:
+        """Whether most children have work: a waiting producer would not be alone with its job."""
+        return 2 * self.idle() < len(self._children)
+
     def suspects(self) -> int:
         """Return how many suspects to claim: one for each idle child, or one to wait for the next that will be."""
         waiting = any(packet.is_suspect for queue in self._backlog for packet in queue)

@@ -219,6 +219,7 @@ class Life:
         self._completer = Completer(
             self._worker, kinds, self._inflight, self._outcomes, self._emit,
             claiming=self._claiming, drop=self._drop, delayed=self._due_soon, ended=self._on_ends,
+            busy=self._is_busy,
         )  # fmt: skip
         self._dispatcher = Dispatcher(
             paces, self._children, self._inflight, self._emit,
@@ -328,6 +329,9 @@ class Life:
 
     def _want(self) -> None:
         self._leaser.want()
+
+    def _is_busy(self) -> bool:
+        return self._dispatcher.is_busy()
 
     def _call(self, words: str) -> None:
         """Hear what a NOTIFY says: that a running job is to be cancelled, or else that jobs may be ready."""

@@ -209,6 +209,14 @@ class Simulation(World):
         tables = self.database.tables
         return not (tables.ready or tables.waiting or tables.lease)
 
+    def _is_forgotten(self) -> bool:
+        """Whether masters have forgotten what they were before: they take it for somebody else, and wait as long."""
+        living = {host.master._life._worker for host in self.hosts if host.master._life}
+        return self._ours() & self.database.tables.worker.keys() <= living
+
+    def _ours(self) -> set[UUID]:
+        return {UUID(worker) for host in self.hosts for worker in host.processes}
+
     def _drain(self) -> None:
         self.run(max(self.now, self.locked_until + 1))
         if self.database._kept is not None:
@@ -224,6 +232,7 @@ class Simulation(World):
                 f"not over: ready {list(tables.ready)}, waiting {list(tables.waiting)}, lease {[(str(token)[:8], number, row['job_ids'], row['worker'] in tables.worker) for (token, number), row in tables.lease.items()]}"
             )
         self.run(self.now + 2.0)
+        self.run(self.now + DRAIN_SECONDS, self._is_forgotten)
         for host in self.hosts:
             held = host.master._life._inflight.jobs if host.master._life else 0
             if held:
@@ -239,8 +248,7 @@ class Simulation(World):
             elif host.task.exception() is not None:
                 self.blame(f"host {host.index} ended: {host.task.exception()!r}")
         tables = self.database.tables
-        ours = {UUID(worker) for host in self.hosts for worker in host.processes}
-        if left := ours & tables.worker.keys():
+        if left := self._ours() & tables.worker.keys():
             self.blame(f"workers are left: {left}")
         if running := [child.pid for child in self.children.values() if child.alive]:
             self.blame(f"children are left: {running}")

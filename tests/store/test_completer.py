@@ -76,7 +76,7 @@ def complete(session: Session, *packets: Packet, connect: type[Connection] = Con
         completer = Completer(
             session.worker, [Kind(name="k")], inflight, connection, events.append,
             claiming=lambda: None, drop=lambda packet: None, delayed=lambda: None,
-            ended=lambda kind, panics, others: None,
+            ended=lambda kind, panics, others: None, busy=lambda: False,
         )  # fmt: skip
         completer.doubt()
         for packet in packets:

@@ -11,7 +11,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from fastq.completer import Completer
+from fastq.completer import BATCH_ENOUGH, Completer
 from fastq.inflight import Inflight, Packet
 from fastq.job import Kind
 from fastq.outcome import End
@@ -47,7 +47,7 @@ def test_what_postgres_refuses_in_any_form_is_not_sent_for_ever() -> None:
         completer = Completer(
             TOKEN, [Kind(name="k")], inflight, Refusing(), lambda event: None,  # type: ignore[arg-type]
             claiming=lambda: None, drop=lambda packet: None, delayed=lambda: None,
-            ended=lambda kind, panics, others: None,
+            ended=lambda kind, panics, others: None, busy=lambda: False,
         )  # fmt: skip
         completer.finish(packet)
         with contextlib.suppress(psycopg.Error, Lost, TimeoutError):
@@ -63,6 +63,8 @@ class Answering:
         self.standing: list[tuple[UUID, int, int]] = []
         self.meanwhile: Callable[[], None] = lambda: None
         self.said: list[str] = []
+        self.written: list[list[int]] = []
+        """By statement: the numbers of the packets whose outcomes it wrote."""
 
     async def fetch(self, statement: str, seconds: float, **values: Any) -> list[Any]:
         """Answer."""
@@ -72,13 +74,17 @@ class Answering:
             meanwhile, self.meanwhile = self.meanwhile, lambda: None
             meanwhile()
             return rows
+        if statement == "end_runs":
+            self.written.append(list(values["numbers"]))
+            return list(zip(values["tokens"], values["numbers"], strict=True))
         return []
 
 
-def make(connection: Answering, inflight: Inflight, dropped: list[Packet]) -> Completer:
+def make(connection: Answering, inflight: Inflight, dropped: list[Packet], *, busy: bool = False) -> Completer:
     return Completer(
         TOKEN, [Kind(name="k")], inflight, connection, lambda event: None,  # type: ignore[arg-type]
         claiming=lambda: None, drop=dropped.append, delayed=lambda: None, ended=lambda kind, panics, others: None,
+        busy=lambda: busy,
     )  # fmt: skip
 
 
@@ -134,3 +140,66 @@ def test_a_doubt_whose_question_got_lost_stays() -> None:
         assert connection.said == ["leases", "leases"]
 
     asyncio.run(ask())
+
+
+def ended(inflight: Inflight, number: int, jobs: int = 1) -> Packet:
+    """Return a packet of these jobs, which have all returned."""
+    job_ids = list(range(number * 1000, number * 1000 + jobs))
+    packet = Packet(
+        TOKEN, number, 0, 1, 0, 0, job_ids, [2] * jobs, [0.0] * jobs, b"{}" * jobs, 0,
+        ends=[End.RETURNED] * jobs, started=[0] * jobs, elapsed=[0] * jobs,
+    )  # fmt: skip
+    inflight.add([packet])
+    return packet
+
+
+def gather(connection: Answering, *stirs: Callable[[Completer, Inflight], None], busy: bool = True) -> None:
+    """Have one outcome written, and then, one after another, stir a master whose children all have work."""
+
+    async def write() -> None:
+        inflight = Inflight()
+        completer = make(connection, inflight, [], busy=busy)
+        writing = asyncio.create_task(completer.run())
+        completer.finish(ended(inflight, 1))
+        await asyncio.wait_for(completer.settled(), 5)
+        for stir in stirs:
+            stir(completer, inflight)
+            for _ in range(100):  # whatever can go on at once goes on
+                await asyncio.sleep(0)
+        await asyncio.wait_for(completer.settled(), 5)
+        writing.cancel()
+
+    asyncio.run(write())
+
+
+def test_outcomes_of_a_busy_master_gather(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one they would cost as much as the runs."""
+    monkeypatch.setattr("fastq.completer.BUSY_SECONDS", 0.5)
+    one, other = (lambda completer, inflight, n=n: completer.finish(ended(inflight, n)) for n in (2, 3))
+    gather(connection := Answering(), one, other)
+    assert connection.written == [[1], [2, 3]]
+
+
+def test_outcomes_of_a_master_that_is_not_busy_do_not_wait_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody may wait for just this one."""
+    monkeypatch.setattr("fastq.completer.BUSY_SECONDS", 600)
+    gather(connection := Answering(), lambda completer, inflight: completer.finish(ended(inflight, 2)), busy=False)
+    assert connection.written == [[1], [2]]
+
+
+def test_many_outcomes_do_not_wait_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are a large statement already, in however few packets."""
+    monkeypatch.setattr("fastq.completer.BUSY_SECONDS", 600)
+    few, many = (
+        lambda completer, inflight, n=n, jobs=jobs: completer.finish(ended(inflight, n, jobs))
+        for n, jobs in ((2, 1), (3, BATCH_ENOUGH))
+    )
+    gather(connection := Answering(), few, many)
+    assert connection.written == [[1], [2, 3]]
+
+
+def test_a_doubt_does_not_wait_for_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs whose lease is gone are to end at once."""
+    monkeypatch.setattr("fastq.completer.BUSY_SECONDS", 600)
+    gather(connection := Answering(), lambda completer, _: completer.doubt())
+    assert connection.said == ["end_runs", "leases"]
