@@ -43,7 +43,7 @@ BUSY_SECONDS = 0.025
 """The same while most children have work: a statement for each run of some milliseconds costs as much as the run."""
 
 BATCH_ENOUGH = 128
-"""So many runs are written without waiting for that."""
+"""So many runs are written without waiting for that, and so is an end that the master itself has found: a PANIC."""
 
 BATCH_JOBS = 2000
 """Runs in one statement at most."""
@@ -89,7 +89,7 @@ class Completer:
         """Take a packet whose runs have all ended."""
         self._ended[packet] = None
         self._gathered += len(packet.job_ids)
-        self._stir(enough=self._gathered >= BATCH_ENOUGH)
+        self._stir(enough=self._gathered >= BATCH_ENOUGH or bool(packet.found))
 
     def split(self, parts: list[Packet]) -> None:
         """Break a leased packet up, its last part keeping its number. Parts may be broken up again meanwhile."""

@@ -198,6 +198,19 @@ def test_many_outcomes_do_not_wait_for_more(monkeypatch: pytest.MonkeyPatch) -> 
     assert connection.written == [[1], [2, 3]]
 
 
+def test_a_panic_does_not_wait_for_other_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does whatever else the master has found: somebody will want to know."""
+    monkeypatch.setattr("fastq.completer.BUSY_SECONDS", 600)
+
+    def crash(completer: Completer, inflight: Inflight) -> None:
+        packet = ended(inflight, 2)
+        packet.ends, packet.found = [End.DIED], {packet.job_ids[0]: ("killed by SIGSEGV", None)}
+        completer.finish(packet)
+
+    gather(connection := Answering(), crash)
+    assert connection.written == [[1], [2]]
+
+
 def test_a_doubt_does_not_wait_for_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs whose lease is gone are to end at once."""
     monkeypatch.setattr("fastq.completer.BUSY_SECONDS", 600)
