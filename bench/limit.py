@@ -19,7 +19,6 @@ from bench import cpu
 from bench.measure import CPU, RATE, Bench, drain, fill
 from bench.systems import FASTQ
 from fastq.batch import Batch, Longs
-from fastq.completer import BATCH_PACKETS
 from fastq.inflight import QUICK, Packet
 from fastq.leaser import BUNDLE_JOBS, CLAIM_JOBS, FRONT
 from fastq.store import LongsDumper, master_conninfo, statements
@@ -27,6 +26,9 @@ from fastq.store import LongsDumper, master_conninfo, statements
 if TYPE_CHECKING:
     from bench.report import Figures, Report
     from bench.server import Database
+
+BATCH_PACKETS = 15
+"""Packets whose jobs one statement ends."""
 
 AHEAD = 4
 """Claims that may wait for their end."""
