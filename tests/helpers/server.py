@@ -9,11 +9,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from psycopg.conninfo import make_conninfo
 
 from fastq import schema
@@ -75,9 +76,11 @@ class Server(EmbeddedPostgres):
         return self.start()
 
     def crash_backend(self) -> None:
-        """Kill one backend, whereupon the postmaster throws all others out and recovers."""
-        with psycopg.connect(self.dsn) as victim:
+        """Kill one backend, and wait until the postmaster throws another out, as it does with all before it recovers."""
+        with closing(psycopg.connect(self.dsn)) as witness, closing(psycopg.connect(self.dsn)) as victim:
             os.kill(victim.info.backend_pid, signal.SIGKILL)
+            with pytest.raises(psycopg.OperationalError):
+                witness.execute("SELECT pg_sleep(30)")
 
     def query(self, text: str, *values: Any) -> list[tuple[Any, ...]]:
         """Run a query on a connection of its own."""
