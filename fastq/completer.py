@@ -1,8 +1,9 @@
 """Writes outcomes: gathers packets that have ended, decides about their runs, and ends their leases in fenced batches.
 
-One statement is under way at a time; what ends meanwhile makes the next batch. A batch whose answer was lost is sent
-again: the fence makes that harmless. What is refused is looked up: applied already, or stale and dropped. A batch that
-Postgres will not take is halved until the one outcome is found that it refuses.
+One statement is under way at a time; what ends meanwhile makes the next batch, with what a busy master's children end
+in the moment after. A batch whose answer was lost is sent again: the fence makes that harmless. What is refused is
+looked up: applied already, or stale and dropped. A batch that Postgres will not take is halved until the one outcome is
+found that it refuses.
 """
 
 from __future__ import annotations

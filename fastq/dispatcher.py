@@ -111,7 +111,7 @@ class Dispatcher:
         return sum(child.is_idle for child in self._children)
 
     def is_busy(self) -> bool:
-        """Whether most children have work: a waiting producer would not be alone with its job."""
+        """Whether most children have work, so that hardly anybody waits for just one outcome."""
         return 2 * self.idle() < len(self._children)
 
     def suspects(self) -> int:
