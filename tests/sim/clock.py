@@ -106,10 +106,16 @@ class World:
     def run(self, until: float, over: Callable[[], bool] = lambda: False) -> None:
         """Let time pass."""
         while not over():
-            times = [(due, loop) for loop in self.loops if (due := loop.due()) is not None]
-            first = min((due for due, _ in times), default=float("inf"))
+            first, ready = float("inf"), []
+            for loop in self.loops:
+                due = loop.due()
+                if due is not None and due <= first:
+                    due = max(due, self.now)  # one that was stopped is late
+                    if due < first:
+                        first, ready = due, []
+                    ready.append(loop)
             event = self._events[0][0] if self._events else float("inf")
-            if min(first, event) > until:
+            if event > until and first > until:
                 self.now = until
                 return
             if event <= first:
@@ -117,5 +123,4 @@ class World:
                 heapq.heappop(self._events)[2]()
                 continue
             self.now = max(self.now, first)
-            ready = [loop for due, loop in times if due <= self.now]
             (ready[0] if len(ready) == 1 else self.chance.choice(ready)).step()
