@@ -85,6 +85,7 @@ def played(world: Simulation) -> Iterator[None]:
         *((module, "clock_gettime_ns", world.ns) for module in modules if hasattr(module, "clock_gettime_ns")),
         *((module, "monotonic", world.seconds) for module in modules if hasattr(module, "monotonic")),
         (dispatcher, "time", world.seconds),
+        (life, "TICK_SECONDS", world.chance.choice((0.05, 0.2))),
         (inflight, "STREAK", world.chance.choice((1, 100))), (leaser, "BUNDLE_JOBS", world.chance.choice((2, 8, 128))),
         (life, "uuid", types.SimpleNamespace(uuid4=draw_uuid)), (leaser, "uuid", types.SimpleNamespace(uuid4=draw_uuid)),
         (life, "Connection", Connection), (life, "Listener", Listener), (life, "master_conninfo", lambda dsn, *_: dsn),
