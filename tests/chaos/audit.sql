@@ -20,6 +20,8 @@ BEGIN
     CASE TG_TABLE_NAME
     WHEN 'ready', 'waiting' THEN
         INSERT INTO chaos.audit (what, job_id, attempt, lost) SELECT TG_ARGV[0], job_id, attempt, lost FROM moved;
+    WHEN 'bundle' THEN
+        INSERT INTO chaos.audit (what, job_id, attempt, lost, outcome) SELECT TG_ARGV[0], unnest(job_ids), 0, 0, 'bundle' FROM moved;
     WHEN 'lease' THEN
         INSERT INTO chaos.audit (what, job_id, token, worker, attempt, lost)
         SELECT TG_ARGV[0], unnest(job_ids), token, worker, attempt, lost FROM moved;
@@ -42,13 +44,14 @@ END
 $$;
 
 DO $$
-DECLARE place text;
+DECLARE place text; told text;
 BEGIN
-    FOREACH place IN ARRAY ARRAY['ready', 'waiting', 'lease', 'attempt', 'worker'] LOOP
+    FOREACH place IN ARRAY ARRAY['ready', 'bundle', 'waiting', 'lease', 'attempt', 'worker'] LOOP
+        told := CASE place WHEN 'bundle' THEN 'ready' ELSE place END;  -- a bundle is a way to stand in ready
         EXECUTE format('CREATE TRIGGER chaos_insert AFTER INSERT ON fastq.%I REFERENCING NEW TABLE AS moved
-                        FOR EACH STATEMENT EXECUTE FUNCTION chaos.note(''+%s'')', place, place);
+                        FOR EACH STATEMENT EXECUTE FUNCTION chaos.note(''+%s'')', place, told);
         EXECUTE format('CREATE TRIGGER chaos_delete AFTER DELETE ON fastq.%I REFERENCING OLD TABLE AS moved
-                        FOR EACH STATEMENT EXECUTE FUNCTION chaos.note(''-%s'')', place, place);
+                        FOR EACH STATEMENT EXECUTE FUNCTION chaos.note(''-%s'')', place, told);
     END LOOP;
 END
 $$;

@@ -286,6 +286,16 @@ def _() -> None:
     sql(split_packet=("GROUP BY number", "GROUP BY number ORDER BY number DESC LIMIT 1"))
 
 
+@bug("bundle-stays", "path", "overlap", "twice", "master", weights={"quick": 100}, settings=DENSE)
+def _() -> None:
+    sql(claim=("DELETE FROM fastq.bundle WHERE ctid", "SELECT FROM fastq.bundle WHERE ctid"))
+
+
+@bug("bundle-taken-apart-loses", "path", "lost", weights={"work": 100}, settings={"rate": 200.0})
+def _() -> None:
+    sql(loosen=("unnest(job_ids) WITH", "unnest(job_ids[2:]) WITH"))
+
+
 @bug("trigger-loses", "lost",
      sql="""DO $$ BEGIN EXECUTE replace(pg_get_functiondef('fastq.route'::regproc), 'FROM new_jobs WHERE run_at <= now()',
             'FROM new_jobs WHERE run_at <= now() AND id % 50 <> 0'); END $$""")  # fmt: skip
@@ -444,7 +454,10 @@ def _() -> None:
 def _() -> None:
     from fastq import life
 
-    life.Life._release_unstarted = lambda self: None
+    def wrong(self: Any) -> None:
+        self._dispatcher.drain()
+
+    life.Life._release_unstarted = wrong
 
 
 @bug("drain-blames", "misblamed", faults=("term=3",), weights=LONG, settings={"args": ("--grace", "0.5")})
@@ -477,11 +490,20 @@ def _() -> None:
     metrics.Metrics._count_runs = wrong
 
 
-@bug("refused-are-counted", "metrics", faults=("failover-lost=6/1.5",), settings={"seconds": 20, "rate": 300.0})
+@bug(
+    "refused-are-counted",
+    "metrics",
+    faults=("master-stop=3/2",),
+    weights={"work": 100},
+    settings={"lease": 3.0, "seconds": 30, "rate": 250.0, "masters": 3},
+)
 def _() -> None:
-    sql(
-        end_runs=("SELECT token, number FROM ended", "SELECT * FROM unnest(%(tokens)s::uuid[], %(numbers)s::integer[])")
-    )
+    from fastq import completer
+
+    async def wrong(self: Any, batch: Any, refused: Any) -> Any:
+        return {packet.key for packet in refused}
+
+    completer.Completer._look_up = wrong
 
 
 @bug("not-counted", "metrics")

@@ -18,7 +18,7 @@ Pure: it knows fastq's promises and none of its code. Each violation has the nam
     unblamed       its process died under a living master, and it is not PANIC
     outcome        an outcome that its kind cannot have, or a wrong result
     metrics        what a master counts is not what stands in the database
-    left           a master that exited in order left leases, or processes
+    left           a master that exited in order left leases, for others to take back or not, or processes
     master         a master did not live on, said that something was unexpected, or exited as it should not
 
 A failover that loses the tail of the WAL takes back what was written there: runs, leases and ends. What it excuses is
@@ -34,6 +34,12 @@ from chaos.app import BRITTLE, OUTCOMES
 from chaos.history import Attempt, Fault, History, Job, Master, Move, Run
 
 FINAL = {"DONE", "FAILED", "PANIC", "CANCELLED"}
+
+WRITTEN = FINAL | {"RETRY"}
+"""Outcomes that leave a row in fastq.attempt."""
+
+RESCUED = "lost its master"
+"""Stands in the error of a PANIC that a rescue has written, and no run."""
 
 SETTLE = 6.0
 """Seconds after a failover within which every master has come back, asked for its leases and killed what lost its own."""
@@ -182,6 +188,8 @@ class _Checker:
         if place.name == "lease":
             self._leave_lease(job_id, place, come[0] if come else None, ends, position)
         new = come[0] if come else None
+        if gone and gone[0].outcome == "bundle":
+            self.verdict.counts["leased in bundles" if new and new.what == "+lease" else "taken out of bundles"] += 1
         if new is not None and place.name:
             self._legal(name, place, new, ends)
         if new is None:
@@ -426,7 +434,7 @@ class _Checker:
 
     def _lost_too_often(self, job_id: int, attempt: Attempt) -> None:
         times = sum(lease.how == "rescued" for (job, _), lease in self.leases.items() if job == job_id)
-        if "lost its master" not in (attempt.error or "") or times + 1 < MAX_LOST:
+        if RESCUED not in (attempt.error or "") or times + 1 < MAX_LOST:
             self.blame("misblamed", f"{self._name(job_id)} is PANIC ({attempt.error}) after {times} rescues")
         self.verdict.counts["lost their masters too often"] += 1
 
@@ -499,16 +507,18 @@ class _Checker:
     # Masters.
 
     def _metrics(self) -> None:
+        if not self.history.drained:
+            return  # what is counted, and what is written, goes on
         rows: Counter[tuple[str, str, str]] = Counter()
         for job_id, attempts in self.attempts.items():
             job = self.job_of.get(job_id)
             for attempt in attempts:
-                if job and attempt.worker and "lost its master" not in (attempt.error or ""):
+                if job and attempt.worker and RESCUED not in (attempt.error or ""):
                     rows[attempt.worker, job.kind, attempt.outcome] += 1
         for master in self.history.masters:
             if master.ended is not None:
                 continue
-            counted = Counter({key: int(n) for key, n in master.metrics.items() if key[1] in FINAL | {"RETRY"}})
+            counted = Counter({key: int(n) for key, n in master.metrics.items() if key[1] in WRITTEN})
             written: Counter[tuple[str, str]] = Counter()
             for (worker, kind, outcome), n in rows.items():
                 if worker in master.workers:
@@ -521,6 +531,7 @@ class _Checker:
                 )
 
     def _masters(self) -> None:
+        rescued = Counter(lease.worker for lease in self.leases.values() if lease.how == "rescued")
         for master in self.history.masters:
             name = f"master {master.slot} (pid {master.pid})"
             for line in master.trouble:
@@ -541,8 +552,9 @@ class _Checker:
             elif any(f.kind in ("term", "end") for f in ended):
                 if master.status != 0:
                     self.blame("master", f"{name} exited with status {master.status}")
-                if master.leases_left and not self._database_was_away(master):
-                    self.blame("left", f"{name} left {master.leases_left} leases")
+                left = master.leases_left + sum(rescued[worker] for worker in master.workers[-1:])
+                if left and not self._database_was_away(master):
+                    self.blame("left", f"{name} left {left} leases")
 
     def _database_was_away(self, master: Master) -> bool:
         kinds = (

@@ -75,6 +75,7 @@ class Move:
     attempt: int | None = None
     lost: int | None = None
     outcome: str | None = None
+    """Of what comes to ready or leaves it: `bundle`, when it stands there in one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from chaos.app import WEIGHTS
+
 DEFAULTS = {
     # kind: mean seconds between two of them, seconds that one lasts (0: it is over at once)
     "child-kill": (1.0, 0.0),
@@ -51,6 +53,19 @@ def parse(words: list[str]) -> dict[str, tuple[float, float]]:
         if chosen[kind][0] <= 0 or chosen[kind][1] < 0:
             raise ValueError(f"fault {word!r}: seconds must be above 0")
     return chosen or dict(DEFAULTS)
+
+
+def parse_weights(words: list[str]) -> dict[str, int]:
+    """Read `KIND[=WEIGHT]`, kinds of jobs; no words: every kind as usual. Raises ValueError."""
+    chosen = {}
+    for word in words:
+        kind, _, weight = word.partition("=")
+        if kind not in WEIGHTS:
+            raise ValueError(f"kind {kind!r}, must be one of {', '.join(WEIGHTS)}")
+        chosen[kind] = int(weight or 1)
+        if chosen[kind] <= 0:
+            raise ValueError(f"kind {word!r}: the weight must be above 0")
+    return chosen or dict(WEIGHTS)
 
 
 def draw(kinds: dict[str, tuple[float, float]], seed: int, seconds: float) -> list[Strike]:

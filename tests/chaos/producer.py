@@ -14,6 +14,11 @@ from psycopg.types.json import Json
 from chaos.app import WAYS, WEIGHTS
 from chaos.history import Enqueue
 
+BULK = 0.02
+"""The chance that a batch is of many jobs of one kind, which stand in bundles until they are leased."""
+
+BULK_KINDS = ("quick", "brittle", "work", "flaky")
+
 
 class Producer(threading.Thread):
     """One producer; it never says anything twice, so that each job is there once or not at all."""
@@ -42,7 +47,7 @@ class Producer(threading.Thread):
                 want = int((time.monotonic() - began) * self._rate) - n
                 if want <= 0:
                     continue
-                batch = [self._job(number) for number in range(n, n + min(want, 200))]
+                batch = self._batch(n, min(want, 200))
                 if want > 200:  # the server was away: what was not enqueued then is not made up for
                     began += (want - 200) / self._rate
                 n += len(batch)
@@ -54,9 +59,18 @@ class Producer(threading.Thread):
         if self._connection is not None:
             self._connection.close()
 
-    def _job(self, n: int) -> tuple[int, str, dict[str, object]]:
+    def _batch(self, n: int, number: int) -> list[tuple[int, str, dict[str, object]]]:
+        """Return jobs of many kinds, or now and then very many of one; what is too many now is not enqueued later."""
         chance = self._chance
-        (kind,) = chance.choices(list(self._weights), list(self._weights.values()))
+        kinds = [kind for kind in BULK_KINDS if kind in self._weights]
+        if kinds and chance.random() < BULK:
+            kind = chance.choice(kinds)
+            return [self._job(at, kind) for at in range(n, n + chance.randint(16, 200))]
+        drawn = chance.choices(list(self._weights), list(self._weights.values()), k=number)
+        return [self._job(n + place, kind) for place, kind in enumerate(drawn)]
+
+    def _job(self, n: int, kind: str) -> tuple[int, str, dict[str, object]]:
+        chance = self._chance
         payload: dict[str, object] = {"n": n}
         match kind:
             case "work":

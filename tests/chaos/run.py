@@ -40,8 +40,11 @@ from fastq import schema
 
 AUDIT = Path(__file__).with_name("audit.sql")
 
-DRAIN_SECONDS = 90.0
-"""Beyond a lease or two, after which everything must have ended once nothing is broken any more."""
+DRAIN_SECONDS = 180.0
+"""Beyond a few leases, after which everything must have ended once nothing is broken any more, on a busy machine too."""
+
+HEAR_SECONDS = 30.0
+"""A master may hear late that it was revoked, or that an outcome is written: it counts it then."""
 
 
 @dataclass(frozen=True)
@@ -148,17 +151,15 @@ def read(
     pair: Pair, places: list[slots.Slot], nemesis: Nemesis, producer: Producer, folder: Path, *, drained: bool
 ) -> History:
     """Collect what all have written down, and stop the masters."""
-    time.sleep(1.2)  # metrics are rendered once a second
     with pair.primary.connect() as connection:
         for slot in places:
             if slot.has_ended():
                 slot.note_end()
                 continue
+            slot.master.alive = stands(connection, slot)
             slot.note_log()
             if slot.serves():
-                slot.note_metrics()
-            standing = connection.execute("SELECT id::text FROM fastq.worker WHERE NOT revoked").fetchall()
-            slot.master.alive = bool(slot.master.workers) and (slot.master.workers[-1],) in standing
+                note_metrics(connection, slot)
         running = [slot for slot in places if slot.master.ended is None]
         for slot in running:
             slot.process.signal(signal.SIGTERM)
@@ -183,6 +184,37 @@ def read(
         moves=moves(pair), faults=[*nemesis.faults, *(Fault("end", boottime(), boottime(), s.index, s.master.pid) for s in running)],
         masters=[master for slot in places for master in slot.told], drained=drained,
     )  # fmt: skip
+
+
+def stands(connection: psycopg.Connection, slot: slots.Slot) -> bool:
+    """Whether a master comes to serve under a worker that is not revoked: one that was stopped until now does so again."""
+
+    def is_known() -> bool:
+        row = connection.execute(
+            "SELECT EXISTS (SELECT FROM fastq.worker WHERE id::text = %s AND NOT revoked)",
+            (slot.workers()[-1:] or [""]),
+        ).fetchone()
+        return row == (True,)
+
+    with contextlib.suppress(AssertionError):
+        return until(is_known, "its worker to stand", seconds=HEAR_SECONDS)
+    return False
+
+
+def note_metrics(connection: psycopg.Connection, slot: slots.Slot) -> None:
+    """Write down what a master counts once it is no less than what stands in the database; if it stays less, that."""
+
+    def has_counted() -> bool:
+        slot.note_metrics()
+        row = connection.execute(
+            "SELECT count(*) FROM fastq.attempt WHERE worker = ANY (%s::uuid[]) AND NOT coalesce(error LIKE %s, false)",
+            (slot.master.workers, f"%{checker.RESCUED}%"),
+        ).fetchone()
+        counted = sum(n for (_, outcome), n in slot.master.metrics.items() if outcome in checker.WRITTEN)
+        return row is not None and counted >= row[0]
+
+    with contextlib.suppress(AssertionError):
+        until(has_counted, "all runs to be counted", seconds=HEAR_SECONDS)
 
 
 def moves(pair: Pair) -> Iterator[Move]:
@@ -214,15 +246,17 @@ def main() -> int:
     parser.add_argument("--lease", type=float, default=usual.lease, help="seconds (default: %(default)g)")
     parser.add_argument("--fault", action="append", default=[], metavar="KIND[=EVERY[/LASTING]]",
                         help=f"a kind of fault, mean seconds between two, seconds that it lasts; may be repeated (default: all of {', '.join(plan.DEFAULTS)})")  # fmt: skip
+    parser.add_argument("--kind", action="append", default=[], metavar="KIND[=WEIGHT]",
+                        help=f"enqueue jobs of this kind alone, or of several in this proportion; may be repeated (default: all of {', '.join(WEIGHTS)})")  # fmt: skip
     parser.add_argument("--report", type=Path, help="write a report here (Markdown, and a picture beside it)")
     parser.add_argument("--keep", type=Path, help="keep what was recorded in this folder")
     args = parser.parse_args()
     try:
-        kinds = plan.parse(args.fault)
+        kinds, weights = plan.parse(args.fault), plan.parse_weights(args.kind)
     except ValueError as error:
         parser.error(str(error))
     seconds = args.hours * 3600 if args.hours else args.seconds
-    settings = Settings(seconds, args.seed, args.masters, args.procs, args.rate, args.lease, kinds)
+    settings = Settings(seconds, args.seed, args.masters, args.procs, args.rate, args.lease, kinds, weights)
     folder = Path(tempfile.mkdtemp(prefix="fastq-chaos-", dir="/tmp"))
     folder.chmod(0o711)
     try:

@@ -499,6 +499,12 @@ def test_metrics_that_do_not_agree_with_the_database_are_found(counted: int) -> 
     assert plain().count(counted).broken() == {"metrics"}
 
 
+def test_metrics_are_not_judged_while_jobs_still_end() -> None:
+    story = plain().count(0)
+    story.history.drained = False
+    assert story.broken() == {"undrained"}
+
+
 def test_metrics_may_know_what_a_failover_has_lost() -> None:
     story = plain().count(2).fault("failover-lost", 8.0, 9.0, slot=None, lsn=1)
     assert story.broken() == set()
@@ -511,6 +517,14 @@ def test_a_master_that_exits_and_keeps_leases_is_found() -> None:
     assert story.broken() == set()
     story.history.masters[0].leases_left = 1
     assert story.broken() == {"left"}
+
+
+def test_leases_that_an_orderly_exit_leaves_are_found_when_others_have_taken_them_back() -> None:
+    story = rescued()
+    assert story.broken() == set()
+    story.history.faults.clear()
+    story.fault("term", 2.5, pid=10).history.masters[0].status = 0
+    assert "left" in story.broken()
 
 
 def test_a_master_that_leaves_processes_is_found() -> None:

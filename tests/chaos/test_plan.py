@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from chaos.plan import DEFAULTS, draw, parse
+from chaos.app import WEIGHTS
+from chaos.plan import DEFAULTS, draw, parse, parse_weights
 
 
 def test_a_seed_gives_the_same_plan_again() -> None:
@@ -36,3 +37,14 @@ def test_kinds_can_be_chosen_with_their_rate_and_duration() -> None:
 def test_a_fault_that_there_is_not_is_refused(word: str) -> None:
     with pytest.raises(ValueError):
         parse([word])
+
+
+def test_kinds_of_jobs_can_be_chosen_with_their_weight() -> None:
+    assert parse_weights(["quick=95", "brittle"]) == {"quick": 95, "brittle": 1}
+    assert parse_weights([]) == WEIGHTS
+
+
+@pytest.mark.parametrize("word", ["noop", "quick=many", "quick=0", "=3"])
+def test_a_kind_of_job_that_there_is_not_is_refused(word: str) -> None:
+    with pytest.raises(ValueError):
+        parse_weights([word])
