@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         SchemaError,
         Snooze,
         UnknownKind,
+        UnreachableError,
         WaitTimeout,
     )
     from fastq.evidence import describe
@@ -51,7 +52,7 @@ _HOMES = {
     "errors": (
         "AppImportError", "Cancel", "ChildrenError", "ConfigError", "DatabaseError", "DuplicateJob", "EmbeddedError",
         "FastqError", "InvalidJob", "JobFinished", "JobRunning", "JobTimeout", "NoCurrentJob", "NonRetryableError",
-        "NotFound", "RetryableError", "SchemaError", "Snooze", "UnknownKind", "WaitTimeout",
+        "NotFound", "RetryableError", "SchemaError", "Snooze", "UnknownKind", "UnreachableError", "WaitTimeout",
     ),
     "evidence": ("describe",),
     "job": ("Attempt", "Job", "NewJob", "Status"),

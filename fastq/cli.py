@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,7 +23,7 @@ from fastq import __version__, logs, roles, schema
 from fastq.breaker import parse_breaker
 from fastq.config import ChildLimits, Config, mask, parse_address
 from fastq.database import Database
-from fastq.errors import AppImportError, ConfigError, FastqError
+from fastq.errors import AppImportError, ConfigError, FastqError, UnreachableError
 from fastq.events import Emit, Event, MasterStarted
 from fastq.evidence import describe
 from fastq.text import one_line
@@ -34,6 +35,9 @@ DEFAULTS = Config(app="-")
 
 STALE_SAMPLES = 3
 """Figures of the whole database are told until so many samples are missing."""
+
+WAIT_SECONDS = 0.5
+"""Between two looks for a database that is waited for."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.add_argument("--dsn", help="connection string (default: FASTQ_DSN, DATABASE_URL, PG*, embedded)")
         if name == "init":
             command.add_argument("--roles", action="store_true", help="make the roles of SECURITY.md as well")
+            for_what = "have the database say what it is for; masters must name the same"
+            command.add_argument("--environment", metavar="NAME", help=for_what)
         if name == "show":
             command.add_argument("job", type=int, help="id of the job")
         if name == "demo":
@@ -94,6 +100,8 @@ OPTIONS: tuple[tuple[str, Callable[[str], Any], str, str], ...] = (
     ("poll", float, "S", "seconds between looks when nothing wakes us"),
     ("max_lost", int, "N", "masters that a job may lose"),
     ("name", str, "TEXT", "a label for people"),
+    ("environment", str, "NAME", "serve only a database that says it is for this (fastq init --environment)"),
+    ("wait_for_db", float, "S", "seconds to wait at the start for a database that cannot be reached"),
     ("log_level", str, "LEVEL", "debug, info, warning or error"),
     ("metrics_cert", str, "FILE", "certificate, to answer with TLS"),
     ("metrics_key", str, "FILE", "its key, if it is in another file"),
@@ -179,17 +187,33 @@ def run_master(args: argparse.Namespace) -> int:
     close_log = logs.set_up(as_json=config.log_json, level=logging.getLevelNamesMapping()[config.log_level.upper()])
     try:
         with Database(config.dsn) as database:
-            _prepare(config, database)
+            _await(config, database)
             asyncio.run(_serve(config, database, args.ready_fd))
     finally:
         close_log()
     return 0
 
 
+def _await(config: Config, database: Database) -> None:
+    """Wait for the database, for as long as we were told to. Raises DatabaseError."""
+    over, told = time.monotonic() + config.wait_for_db, ""
+    while True:
+        try:
+            return _prepare(config, database)
+        except UnreachableError as error:
+            if time.monotonic() > over:
+                raise
+            if str(error) != told:
+                logs.LOG.warning("%s; waiting for it, %.0f s at most", error, over - time.monotonic())
+            told = str(error)
+            time.sleep(WAIT_SECONDS)
+
+
 def _prepare(config: Config, database: Database) -> None:
     """See that the database is one to serve. Raises DatabaseError, also for a connection that breaks meanwhile."""
     try:
         with database.connect() as connection:
+            schema.check_environment(connection, config.environment)
             if config.init:
                 schema.migrate(connection)
             roles.check(connection)
@@ -262,6 +286,8 @@ def run_init(args: argparse.Namespace) -> int:
     """Create or update the schema."""
     with Database(args.dsn) as database, database.connect() as connection:
         applied = schema.migrate(connection)
+        if args.environment is not None:
+            schema.set_environment(connection, args.environment)
         if args.roles:
             schema.make_roles(connection)
         print(f"{database.address}: {', '.join(applied) or 'up to date'}")

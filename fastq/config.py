@@ -60,6 +60,10 @@ class Config:
     """How many masters a job may lose before it is taken for their murderer and ends as PANIC."""
     name: str = ""
     """A label for people; the master's identity is random."""
+    environment: str = ""
+    """What the database must say it is for (`fastq init --environment`), as `production`; empty: it must not say."""
+    wait_for_db: float = 0.0
+    """Seconds to wait, at the start, for a server that does not answer, refuses us, or is a standby."""
     init: bool = False
     """Apply the schema at the start if it is missing or old."""
     allow_native_threads: bool = False
@@ -95,6 +99,7 @@ class Config:
                     f"metrics: {self.metrics}, port must be 0 to 65535",
                 ),
                 (bool(self.metrics_key) and not self.metrics_cert, "metrics-key: without metrics-cert"),
+                (not 0 <= self.wait_for_db <= 86400, f"wait-for-db: {self.wait_for_db} s, must be 0 to 86400"),
                 (not 0 <= self.statistics <= 3600, f"statistics: {self.statistics} s, must be 0 to 3600"),
                 (self.recycle_jobs < 0, f"recycle-jobs: {self.recycle_jobs}, must be 0 or more"),
                 (not 0 <= self.recycle_seconds < 1e9, f"recycle-seconds: {self.recycle_seconds}, must be 0 or more"),

@@ -5,7 +5,8 @@
     │   ├── AppImportError   the app could not be imported                          exit status 3
     │   ├── DatabaseError    the database cannot be reached, or is not ours
     │   │   ├── EmbeddedError    our own Postgres cannot be started
-    │   │   └── SchemaError      the fastq schema is missing, older or newer
+    │   │   ├── SchemaError      the fastq schema is missing, older or newer
+    │   │   └── UnreachableError the server does not answer, refuses us, or takes no writes: now, perhaps not for long
     ├── ChildrenError        children could not be kept alive                       exit status 5
     ├── InvalidJob           a job that must not be enqueued, and why
     │   └── UnknownKind      no handler of that name in this app
@@ -60,6 +61,10 @@ class EmbeddedError(DatabaseError):
 
 class SchemaError(DatabaseError):
     """The fastq schema is missing, older or newer than this code."""
+
+
+class UnreachableError(DatabaseError):
+    """The server does not answer, refuses the connection, or is a standby; it may be another matter soon."""
 
 
 class ChildrenError(FastqError):

@@ -7,9 +7,10 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from psycopg import sql
 
 from fastq import roles
-from fastq.errors import DatabaseError, SchemaError
+from fastq.errors import DatabaseError, SchemaError, UnreachableError
 from fastq.server import PID, anywhere_writable
 from fastq.text import one_line
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 LOCK = 0x66617374  # "fast"
 OLDEST_SERVER = 140000
+
+ENVIRONMENT = "fastq.environment"
+"""The database's setting that says what it is for."""
 
 AS_CLIENT: dict[str, Any] = {"connect_timeout": 5, "application_name": "fastq", "client_encoding": "UTF8"}
 """How commands and clients connect."""
@@ -46,8 +50,9 @@ def no_database(error: psycopg.Error) -> DatabaseError:
     """Return the error for a connection that cannot be made; what libpq quotes of a bad string may be a password."""
     line = one_line(error)
     if isinstance(error, psycopg.ProgrammingError):
-        line = "the connection string cannot be read: " + re.sub(r'"[^"]*"', '"***"', line)
-    return DatabaseError(f"no database: {line}")
+        line = re.sub(r'"[^"]*"', '"***"', line)
+        return DatabaseError(f"no database: the connection string cannot be read: {line}")
+    return UnreachableError(f"no database: {line}")
 
 
 def migrate(connection: Connection) -> list[str]:
@@ -129,7 +134,30 @@ def check_server(connection: Connection) -> None:
     if row[0] != "UTF8":
         raise DatabaseError(f"the database's encoding is {row[0]}; fastq needs UTF8")
     if row[1]:
-        raise DatabaseError("the server is a read-only standby; name the primary")
+        raise UnreachableError("the server is a read-only standby; name the primary")
+
+
+def set_environment(connection: Connection, name: str) -> None:
+    """Have the database say what it is for, to sessions that begin from now on. Raises SchemaError when it refuses."""
+    try:
+        connection.execute(
+            sql.SQL("ALTER DATABASE {} SET {} = {}").format(
+                sql.Identifier(connection.info.dbname), sql.Identifier(*ENVIRONMENT.split(".")), sql.Literal(name)
+            )
+        )
+    except psycopg.Error as error:
+        raise SchemaError(f"the environment cannot be set: {one_line(error)}") from error
+
+
+def check_environment(connection: Connection, name: str) -> None:
+    """Raise DatabaseError unless the database says that it is what this master is for; neither need say anything."""
+    row = connection.execute("SELECT coalesce(current_setting(%s, true), '')", (ENVIRONMENT,)).fetchone()
+    says = row[0] if row else ""
+    if says != name:
+        ours = f"for {says!r}" if says else "for no environment (`fastq init --environment` says for which)"
+        raise DatabaseError(
+            f"the database is {ours}, this master {f'for {name!r}' if name else 'for none: say --environment'}"
+        )
 
 
 def _refuse_newer(have: int) -> None:

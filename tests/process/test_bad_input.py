@@ -187,6 +187,7 @@ def test_an_app_that_is_not_there_is_status_3(shell: Shell, app: str, words: lis
         (["--app", "a", "--lease", "nan"], ["lease"]),
         (["--app", "a", "--grace", "-1"], ["grace"]),
         (["--app", "a", "--poll", "0"], ["poll"]),
+        (["--app", "a", "--wait-for-db", "-1"], ["wait-for-db", "-1"]),
         (["--app", "a", "--max-lost", "0"], ["max_lost"]),
         (["--app", "a", "--queue", ""], ["queue"]),
         (["--app", "a", "--recycle-jobs", "-1"], ["recycle-jobs", "-1"]),
@@ -236,6 +237,52 @@ def test_no_database_in_production_is_status_4(shell: Shell) -> None:
     shell.dsn = ""
     ended = shell.run("--app", "a", "--metrics", "off", environ={"FASTQ_ENV": "production"})
     assert_told(ended, 4, "no database named", "FASTQ_DSN")
+
+
+@pytest.mark.parametrize("reads", [{}, {"password": "wrong", "host": "127.0.0.1"}], ids=["refused", "wrong password"])
+def test_a_database_that_is_waited_for_and_does_not_come_is_status_4(shell: Shell, reads: dict[str, str]) -> None:
+    """It is told at once that there is none, and at the end why."""
+    shell.dsn = make_conninfo(shell.dsn, port="1", **reads)
+    ended = shell.run("--app", "a", "--metrics", "off", "--wait-for-db", "0.2")
+    assert_told(ended, 4, "no database")
+    assert len([line for line in ended.err.splitlines() if "waiting for it, 0 s at most" in line]) == 1
+
+
+def test_a_connection_string_that_is_none_is_not_waited_for(shell: Shell) -> None:
+    """It will be no better in an hour."""
+    ended = shell.run("--app", "a", "--metrics", "off", "--dsn", "nonsense", "--wait-for-db", "3600")
+    assert_told(ended, 4, "the connection string cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("says", "want", "words"),
+    [
+        ("production", "staging", ["the database is for 'production'", "this master for 'staging'"]),
+        ("production", "", ["the database is for 'production'", "this master for none: say --environment"]),
+        ("", "production", ["for no environment", "`fastq init --environment`", "this master for 'production'"]),
+    ],
+)
+def test_a_database_for_something_else_is_status_4(shell: Shell, says: str, want: str, words: list[str]) -> None:
+    """A copy of production, in staging, does not do production's jobs again; nothing is written there."""
+    try:
+        assert shell.run("init", "--environment", says, program=FASTQ).status == 0
+        assert_told(shell.serve(GOOD_APP, "--environment", want, "--init"), 4, *words)
+    finally:
+        assert shell.run("init", "--environment", "", program=FASTQ).status == 0
+
+
+def test_an_environment_that_may_not_be_set_is_status_4(shell: Shell, connection: psycopg.Connection) -> None:
+    """Only who owns the database may say what it is for."""
+    connection.execute(
+        "CREATE ROLE guest LOGIN; GRANT USAGE ON SCHEMA fastq TO guest; GRANT SELECT ON fastq.migration TO guest"
+    )
+    try:
+        shell.dsn = make_conninfo(shell.dsn, user="guest")
+        assert_told(
+            shell.run("init", "--environment", "x", program=FASTQ), 4, "the environment cannot be set: must be owner"
+        )
+    finally:
+        connection.execute("DROP OWNED BY guest; DROP ROLE guest")
 
 
 def test_a_missing_schema_is_status_4(shell: Shell, empty_dsn: str) -> None:

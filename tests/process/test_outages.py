@@ -332,6 +332,22 @@ def test_a_standby_alone_is_refused_at_the_start(masters: Masters, pair: tuple[S
         assert client.enqueue(jobs.noop) > 0
 
 
+def test_a_database_that_is_waited_for_is_served_when_it_comes(masters: Masters, postgres: Server) -> None:
+    """As after a reboot of everything, and by a master for that environment alone."""
+    postgres.query("ALTER DATABASE fastq SET fastq.environment = 'production'")
+    try:
+        postgres.end()
+        master = masters.start("--wait-for-db", "60", "--environment", "production", procs=1, ready=False)
+        until(lambda: "waiting for it, 60 s at most" in master.text(), "it to wait")
+        postgres.start()
+        (job_id,) = enqueue(postgres, jobs.add.job(1, 2))
+        with fastq.Client(postgres.dsn) as client:
+            assert client.wait(job_id, 30).result == 3
+    finally:
+        postgres.start()
+        postgres.query("ALTER DATABASE fastq RESET fastq.environment")
+
+
 # A server that is short of something.
 
 

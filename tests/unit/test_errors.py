@@ -25,7 +25,7 @@ def test_a_timeout_is_not_swallowed_by_a_handler_that_catches_errors() -> None:
     ("expected", "name"),
     [
         (1, "FastqError"), (3, "AppImportError"), (4, "ConfigError"), (4, "DatabaseError"), (4, "EmbeddedError"),
-        (4, "SchemaError"), (5, "ChildrenError"),
+        (4, "SchemaError"), (4, "UnreachableError"), (5, "ChildrenError"),
     ],
 )  # fmt: skip
 def test_an_error_knows_its_exit_status(expected: int, name: str) -> None:
