@@ -66,7 +66,10 @@ class Bench:
 
     def chosen(self, cases: Mapping[str, Callable[[], Figures]]) -> dict[str, Callable[[], Figures]]:
         """Leave out the cases that `only` does not name."""
-        return {name: run for name, run in cases.items() if any(word in name for word in self.only)}
+        found = {name: run for name, run in cases.items() if any(word in name for word in self.only)}
+        if not found:
+            raise SystemExit(f"bench: no case has {' or '.join(map(repr, self.only))} in its name: {', '.join(cases)}")
+        return found
 
     def systems(self, *names: str) -> list[System]:
         """Return fastq and those of these peers (all: of no names) that are wanted and installed; say which are not."""

@@ -44,3 +44,11 @@ def test_the_benchmarks_run(server: str, tmp_path: Path) -> None:
     command = (sys.executable, "-m", "bench.readme", "--readme", readme, "--results", tmp_path)
     subprocess.run(command, cwd=ROOT, check=True, timeout=30)
     assert "| 200 no-op jobs | jobs/s |" in readme.read_text()
+
+
+def test_a_case_that_there_is_not_is_told(server: str) -> None:
+    """With those that there are."""
+    command = (sys.executable, "-m", "bench", "enqueue", "--only", "pigeons", "--dsn", server)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("bench: no case has 'pigeons' in its name: ")
