@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import sys
 import time
 import tomllib
@@ -26,10 +27,11 @@ from fastq.database import Database
 from fastq.errors import AppImportError, ConfigError, FastqError, UnreachableError
 from fastq.events import Emit, Event, MasterStarted
 from fastq.evidence import describe
+from fastq.notify import Notifier
 from fastq.text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 DEFAULTS = Config(app="-")
 
@@ -38,6 +40,9 @@ STALE_SAMPLES = 3
 
 WAIT_SECONDS = 0.5
 """Between two looks for a database that is waited for."""
+
+EXTEND_SECONDS = 30.0
+"""So much more time the service manager is asked for meanwhile, each time: a look takes seconds at most."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -196,28 +201,49 @@ def run_master(args: argparse.Namespace) -> int:
 
 def _await(config: Config, database: Database) -> None:
     """Wait for the database, for as long as we were told to. Raises DatabaseError."""
-    over, told = time.monotonic() + config.wait_for_db, ""
-    while True:
-        try:
-            return _prepare(config, database)
-        except UnreachableError as error:
-            if time.monotonic() > over:
-                raise
-            if str(error) != told:
-                logs.LOG.warning("%s; waiting for it, %.0f s at most", error, over - time.monotonic())
-            told = str(error)
-            time.sleep(WAIT_SECONDS)
+    over, told, manager = time.monotonic() + config.wait_for_db, "", Notifier(os.environ)
+    with _leaving_quietly():
+        while True:
+            try:
+                return _prepare(config, database)
+            except UnreachableError as error:
+                left = over - time.monotonic()
+                if left <= 0:
+                    raise
+                if str(error) != told:
+                    logs.LOG.warning("%s; waiting for it, %.0f s at most", error, left)
+                told = str(error)
+                manager.extend(EXTEND_SECONDS)
+                time.sleep(min(WAIT_SECONDS, left))
+
+
+@contextlib.contextmanager
+def _leaving_quietly() -> Iterator[None]:
+    """While nobody listens yet, a signal that stops a master ends this process well, and others do nothing."""
+
+    def leave(*_: object) -> NoReturn:
+        raise SystemExit(0)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)}
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGTTIN, signal.SIGTTOU):
+        before[number] = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _prepare(config: Config, database: Database) -> None:
     """See that the database is one to serve. Raises DatabaseError, also for a connection that breaks meanwhile."""
     try:
         with database.connect() as connection:
-            schema.check_environment(connection, config.environment)
             if config.init:
+                schema.check_environment(connection, config.environment)
                 schema.migrate(connection)
             roles.check(connection)
             schema.check(connection)
+            schema.check_environment(connection, config.environment)
     except psycopg.OperationalError as error:
         raise schema.no_database(error) from None
 
@@ -285,6 +311,9 @@ def _app_of_project() -> str:
 def run_init(args: argparse.Namespace) -> int:
     """Create or update the schema."""
     with Database(args.dsn) as database, database.connect() as connection:
+        says = schema.environment(connection)
+        if args.environment and says not in ("", args.environment):
+            raise ConfigError(f"the database is for {says!r}; `fastq init --environment ''` takes that back")
         applied = schema.migrate(connection)
         if args.environment is not None:
             schema.set_environment(connection, args.environment)

@@ -25,7 +25,10 @@ class Grant(NamedTuple):
     names: str
 
 
-READS = "job ready bundle waiting lease attempt worker sleeper unique_key cancel progress migration jobs ready_form"
+READS = (
+    "job ready bundle waiting lease attempt worker sleeper unique_key cancel progress migration environment jobs"
+    " ready_form"
+)
 LIVE = "ready waiting cancel"
 
 ROLES = {
@@ -47,7 +50,7 @@ ROLES = {
         Grant("EXECUTE", "FUNCTION", "enqueue reserve_ids is_live wake limits"),
     ),
     "fastq_master": (
-        Grant("SELECT", "TABLE", "job ready_form migration"),
+        Grant("SELECT", "TABLE", "job ready_form migration environment"),
         Grant("SELECT, INSERT, UPDATE, DELETE", "TABLE", f"{LIVE} lease worker sleeper progress"),
         Grant("SELECT, UPDATE, DELETE", "TABLE", "bundle"),  # UPDATE: to lock
         Grant("SELECT, INSERT", "TABLE", "attempt"),

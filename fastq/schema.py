@@ -7,7 +7,6 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg import sql
 
 from fastq import roles
 from fastq.errors import DatabaseError, SchemaError, UnreachableError
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
 
 LOCK = 0x66617374  # "fast"
 OLDEST_SERVER = 140000
-
-ENVIRONMENT = "fastq.environment"
-"""The database's setting that says what it is for."""
 
 AS_CLIENT: dict[str, Any] = {"connect_timeout": 5, "application_name": "fastq", "client_encoding": "UTF8"}
 """How commands and clients connect."""
@@ -63,7 +59,7 @@ def migrate(connection: Connection) -> list[str]:
     try:
         return _migrate(connection)
     except psycopg.Error as error:
-        raise SchemaError(f"the fastq schema cannot be applied: {one_line(error)}") from error
+        raise _refused(connection, error, "the fastq schema cannot be applied") from error
 
 
 def make_roles(connection: Connection) -> None:
@@ -71,7 +67,7 @@ def make_roles(connection: Connection) -> None:
     try:
         roles.create(connection)
     except psycopg.Error as error:
-        raise SchemaError(f"the roles cannot be made: {one_line(error)}") from error
+        raise _refused(connection, error, "the roles cannot be made") from error
 
 
 def _migrate(connection: Connection) -> list[str]:
@@ -101,11 +97,18 @@ def _migrate(connection: Connection) -> list[str]:
 
 def version(connection: Connection) -> int:
     """Return the number of the newest migration applied, 0 for none."""
-    row = connection.execute("SELECT to_regclass('fastq.migration') IS NOT NULL").fetchone()
-    if row is None or not row[0]:
+    if not _has_table(connection, "migration"):
         return 0
     newest = connection.execute("SELECT coalesce(max(number), 0) FROM fastq.migration").fetchone()
     return int(newest[0]) if newest else 0
+
+
+def _has_table(connection: Connection, name: str) -> bool:
+    """Whether there is such a table. We ask the catalog: to_regclass remembers that there was none before we waited."""
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_tables WHERE schemaname = 'fastq' AND tablename = %s)", (name,)
+    ).fetchone()
+    return row == (True,)
 
 
 def check(connection: Connection) -> None:
@@ -115,7 +118,7 @@ def check(connection: Connection) -> None:
         check_server(connection)
         have = version(connection)
     except psycopg.Error as error:
-        raise SchemaError(f"the fastq schema cannot be read: {one_line(error)}") from error
+        raise _refused(connection, error, "the fastq schema cannot be read") from error
     _refuse_newer(have)
     if have == 0:
         raise SchemaError("the database has no fastq schema: run `fastq init`")
@@ -138,26 +141,39 @@ def check_server(connection: Connection) -> None:
 
 
 def set_environment(connection: Connection, name: str) -> None:
-    """Have the database say what it is for, to sessions that begin from now on. Raises SchemaError when it refuses."""
+    """Have the database say what it is for; "": nothing any more. Raises SchemaError when it refuses."""
     try:
-        connection.execute(
-            sql.SQL("ALTER DATABASE {} SET {} = {}").format(
-                sql.Identifier(connection.info.dbname), sql.Identifier(*ENVIRONMENT.split(".")), sql.Literal(name)
-            )
-        )
+        with connection.transaction():
+            connection.execute("DELETE FROM fastq.environment")
+            connection.execute("INSERT INTO fastq.environment SELECT %(name)s WHERE %(name)s <> ''", {"name": name})
     except psycopg.Error as error:
-        raise SchemaError(f"the environment cannot be set: {one_line(error)}") from error
+        raise _refused(connection, error, "the environment cannot be set") from error
+
+
+def environment(connection: Connection) -> str:
+    """Return what the database says it is for, "" if nothing. Raises SchemaError when it refuses."""
+    try:
+        if not _has_table(connection, "environment"):
+            return ""
+        said = connection.execute("SELECT name FROM fastq.environment").fetchone()
+    except psycopg.Error as error:
+        raise _refused(connection, error, "the environment cannot be read") from error
+    return said[0] if said else ""
 
 
 def check_environment(connection: Connection, name: str) -> None:
     """Raise DatabaseError unless the database says that it is what this master is for; neither need say anything."""
-    row = connection.execute("SELECT coalesce(current_setting(%s, true), '')", (ENVIRONMENT,)).fetchone()
-    says = row[0] if row else ""
+    says = environment(connection)
     if says != name:
         ours = f"for {says!r}" if says else "for no environment (`fastq init --environment` says for which)"
         raise DatabaseError(
             f"the database is {ours}, this master {f'for {name!r}' if name else 'for none: say --environment'}"
         )
+
+
+def _refused(connection: Connection, error: psycopg.Error, what: str) -> DatabaseError:
+    """Return the error for what the server has refused, or for its having gone meanwhile."""
+    return no_database(error) if connection.closed else SchemaError(f"{what}: {one_line(error)}")
 
 
 def _refuse_newer(have: int) -> None:

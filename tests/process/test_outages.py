@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -24,7 +25,7 @@ from helpers.until import until
 from psycopg.conninfo import make_conninfo
 
 import fastq
-from fastq import schema
+from fastq import cli, schema
 from fastq.store import master_conninfo
 
 
@@ -333,19 +334,42 @@ def test_a_standby_alone_is_refused_at_the_start(masters: Masters, pair: tuple[S
 
 
 def test_a_database_that_is_waited_for_is_served_when_it_comes(masters: Masters, postgres: Server) -> None:
-    """As after a reboot of everything, and by a master for that environment alone."""
-    postgres.query("ALTER DATABASE fastq SET fastq.environment = 'production'")
-    try:
-        postgres.end()
-        master = masters.start("--wait-for-db", "60", "--environment", "production", procs=1, ready=False)
-        until(lambda: "waiting for it, 60 s at most" in master.text(), "it to wait")
-        postgres.start()
-        (job_id,) = enqueue(postgres, jobs.add.job(1, 2))
-        with fastq.Client(postgres.dsn) as client:
-            assert client.wait(job_id, 30).result == 3
-    finally:
-        postgres.start()
-        postgres.query("ALTER DATABASE fastq RESET fastq.environment")
+    """As after a reboot of everything."""
+    postgres.end()
+    master = masters.start("--wait-for-db", "60", procs=1, ready=False)
+    until(lambda: "waiting for it, " in master.text(), "it to wait")
+    master.signal(signal.SIGHUP)  # it has nothing to import anew
+    postgres.start()
+    (job_id,) = enqueue(postgres, jobs.add.job(1, 2))
+    with fastq.Client(postgres.dsn) as client:
+        assert client.wait(job_id, 30).result == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_master_that_waits_for_its_database_leaves_when_it_is_told_to(
+    masters: Masters, postgres: Server, number: signal.Signals
+) -> None:
+    """With the status of a stop."""
+    postgres.end()
+    master = masters.start("--wait-for-db", "60", procs=1, ready=False)
+    until(lambda: "waiting for it, " in master.text(), "it to wait")
+    master.signal(number)
+    assert master.wait() == 0
+
+
+def test_a_server_that_goes_while_a_master_looks_is_waited_for(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that starts, and starts once more: what breaks the connection is no schema that is wrong."""
+    looks = []
+
+    def go(connection: psycopg.Connection) -> None:
+        looks.append(connection)
+        connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    monkeypatch.setattr(schema, "check_server", go)
+    for option in ("--log-json", "--init"):
+        looks.clear()
+        assert cli.master(["--app", "a", "--metrics", "off", "--dsn", dsn, "--wait-for-db", "2", option]) == 4
+        assert len(looks) > 1
 
 
 # A server that is short of something.
