@@ -29,7 +29,7 @@ FOLDER = Path(os.environ.get("CHAOS_FOLDER", "/tmp"))
 WEIGHTS = {
     "work": 48, "quick": 20, "brittle": 10, "slow": 1, "flaky": 8, "snooze": 3, "crash": 3, "overrun": 1, "big": 6,
 }  # fmt: skip
-"""How many of a hundred jobs are of each kind."""
+"""How many of a hundred jobs are of each kind, of those that come singly (chaos/producer.py)."""
 
 OUTCOMES = {
     "work": {"DONE"}, "quick": {"DONE"}, "brittle": {"DONE"}, "slow": {"DONE"}, "big": {"DONE"}, "snooze": {"DONE"},

@@ -476,7 +476,7 @@ def _() -> None:
 # Metrics.
 
 
-@bug("counted-twice", "metrics")
+@bug("counted-twice", "metrics", settings={"drain": 90.0})
 def _() -> None:
     from fastq import metrics
 
@@ -495,7 +495,7 @@ def _() -> None:
     "metrics",
     faults=("master-stop=3/2",),
     weights={"work": 100},
-    settings={"lease": 3.0, "seconds": 30, "rate": 250.0, "masters": 3},
+    settings={"lease": 3.0, "seconds": 30, "rate": 250.0, "masters": 3, "drain": 90.0},
 )
 def _() -> None:
     from fastq import completer
@@ -506,7 +506,7 @@ def _() -> None:
     completer.Completer._look_up = wrong
 
 
-@bug("not-counted", "metrics")
+@bug("not-counted", "metrics", settings={"drain": 90.0})
 def _() -> None:
     from fastq import metrics
 

@@ -552,9 +552,30 @@ class _Checker:
             elif any(f.kind in ("term", "end") for f in ended):
                 if master.status != 0:
                     self.blame("master", f"{name} exited with status {master.status}")
-                left = master.leases_left + sum(rescued[worker] for worker in master.workers[-1:])
-                if left and not self._database_was_away(master):
-                    self.blame("left", f"{name} left {left} leases")
+                if master.in_order and not self._leaves_were_cut(master, ended[0].began):
+                    self.verdict.counts["stops in order"] += 1
+                    left = max(master.leases_left, rescued[master.workers[-1]])
+                    if left:
+                        self.blame("left", f"{name} left {left} leases")
+
+    def _leaves_were_cut(self, master: Master, since: float) -> bool:
+        """Whether a master may not have reached the database while it stopped."""
+        kinds = (
+            "cut",
+            "cut-replies",
+            "cut-lease",
+            "net-cut",
+            "master-stop",
+            "pg-fast",
+            "pg-immediate",
+            "failover",
+            "failover-lost",
+        )
+        return any(
+            fault.kind in kinds and fault.slot in (master.slot, None)
+            and fault.began <= (master.ended or since) and fault.ended >= since - REACH
+            for fault in self.history.faults
+        )  # fmt: skip
 
     def _database_was_away(self, master: Master) -> bool:
         kinds = (

@@ -20,6 +20,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,9 @@ RARE: tuple[NewJob, ...] = (
 """What stands among the others, one in `SPACING`."""
 
 SPACING = 250
+
+AT_ONCE = 20_000
+"""Jobs in one call: a million in one would take 4 GB here."""
 
 SAMPLE = re.compile(r"(\w+?)(?:\{(.*)\})? (\S+)")
 
@@ -191,10 +195,16 @@ def try_it(masters: Masters, connection: psycopg.Connection[Any], jobs: int, kil
 
     survivors, victim = [start(), start()], start()
     with fastq.Client(masters.dsn) as client:
-        client.enqueue_many(mixture(jobs))
-    faults, dead = [], []
+        source = mixture(jobs)
+        while part := list(islice(source, AT_ONCE)):
+            client.enqueue_many(part)
+    faults, dead, early = [], [], _ended(connection)
     for kill in range(kills):
-        until(lambda due=(kill + 1) * jobs // (kills + 2): _ended(connection) >= due, "the next share", seconds=600)  # type: ignore[misc]
+        until(
+            lambda due=early + (kill + 1) * (jobs - early) // (kills + 2): _ended(connection) >= due,
+            "the next share",
+            seconds=600,
+        )  # type: ignore[misc]
         told = scrape(victim)
         victim.signal(signal.SIGKILL)
         victim.wait()

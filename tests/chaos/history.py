@@ -112,6 +112,8 @@ class Master:
     """Of one that was running at the end: whether its worker row stood, not revoked."""
     leases_left: int = 0
     """Of one that exited: leases in its name just after."""
+    in_order: bool = False
+    """Of one that exited: whether its last life gave back what it had, and said so."""
     trouble: list[str] = field(default_factory=list)
     """Lines of its log that should not be there."""
     orphans: int = 0

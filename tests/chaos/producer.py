@@ -14,8 +14,14 @@ from psycopg.types.json import Json
 from chaos.app import WAYS, WEIGHTS
 from chaos.history import Enqueue
 
-BULK = 0.02
-"""The chance that a batch is of many jobs of one kind, which stand in bundles until they are leased."""
+BULK = 0.4
+"""The part of the jobs that are enqueued many of one kind at a time; they stand in bundles until they are leased."""
+
+BULK_JOBS = (16, 200)
+"""So many together, at least and at most."""
+
+BULK_RATE = 50.0
+"""Jobs a second below which there are no bulks: each would be the load of seconds."""
 
 BULK_KINDS = ("quick", "brittle", "work", "flaky")
 
@@ -62,10 +68,10 @@ class Producer(threading.Thread):
     def _batch(self, n: int, number: int) -> list[tuple[int, str, dict[str, object]]]:
         """Return jobs of many kinds, or now and then very many of one; what is too many now is not enqueued later."""
         chance = self._chance
-        kinds = [kind for kind in BULK_KINDS if kind in self._weights]
-        if kinds and chance.random() < BULK:
-            kind = chance.choice(kinds)
-            return [self._job(at, kind) for at in range(n, n + chance.randint(16, 200))]
+        bulk = {kind: weight for kind, weight in self._weights.items() if kind in BULK_KINDS}
+        if bulk and self._rate >= BULK_RATE and chance.random() * sum(BULK_JOBS) / 2 < number * BULK:
+            (kind,) = chance.choices(list(bulk), list(bulk.values()))
+            return [self._job(at, kind) for at in range(n, n + chance.randint(*BULK_JOBS))]
         drawn = chance.choices(list(self._weights), list(self._weights.values()), k=number)
         return [self._job(n + place, kind) for place, kind in enumerate(drawn)]
 

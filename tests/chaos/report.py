@@ -77,7 +77,7 @@ def _trials(promise: str, jobs: int, counts: Counter[str], strikes: Counter[str]
         case "rescued":
             return counts["rescued"]
         case "left":
-            return strikes["term"]
+            return counts["stops in order"]
         case "overlap" | "twice" | "forgotten":
             return counts["runs"]
         case "undrained" | "metrics" | "master":

@@ -118,7 +118,11 @@ def chaos(settings: Settings, folder: Path) -> Result:
         time.sleep(max(0.0, began + settings.seconds - boottime()))
         producer.stop()
         nemesis.join()
+        quiet = boottime()
         drained = drain(pair, places, settings.drain)
+        notes.append(
+            f"{boottime() - quiet:.1f} s after the last fault {'everything had ended' if drained else 'not everything had'}"
+        )
         history = read(pair, places, nemesis, producer, folder, drained=drained)
         verdict = checker.check(history)
         if nemesis.failures and verdict.is_clean:
@@ -158,8 +162,9 @@ def read(
                 continue
             slot.master.alive = stands(connection, slot)
             slot.note_log()
-            if slot.serves():
-                note_metrics(connection, slot)
+            note_metrics(connection, slot)
+            if slot.has_ended():
+                slot.note_end()
         running = [slot for slot in places if slot.master.ended is None]
         for slot in running:
             slot.process.signal(signal.SIGTERM)
@@ -190,6 +195,8 @@ def stands(connection: psycopg.Connection, slot: slots.Slot) -> bool:
     """Whether a master comes to serve under a worker that is not revoked: one that was stopped until now does so again."""
 
     def is_known() -> bool:
+        if slot.has_ended():
+            return True
         row = connection.execute(
             "SELECT EXISTS (SELECT FROM fastq.worker WHERE id::text = %s AND NOT revoked)",
             (slot.workers()[-1:] or [""]),
@@ -202,16 +209,19 @@ def stands(connection: psycopg.Connection, slot: slots.Slot) -> bool:
 
 
 def note_metrics(connection: psycopg.Connection, slot: slots.Slot) -> None:
-    """Write down what a master counts once it is no less than what stands in the database; if it stays less, that."""
+    """Write down what a master counts once it counts all that stands in the database; if it never does, what it does."""
 
     def has_counted() -> bool:
-        slot.note_metrics()
-        row = connection.execute(
-            "SELECT count(*) FROM fastq.attempt WHERE worker = ANY (%s::uuid[]) AND NOT coalesce(error LIKE %s, false)",
+        if slot.has_ended():
+            return True
+        with contextlib.suppress(OSError):
+            slot.note_metrics()
+        rows = connection.execute(
+            """SELECT kind, outcome, count(*) FROM fastq.attempt JOIN fastq.job ON job.id = job_id
+               WHERE worker = ANY (%s::uuid[]) AND NOT coalesce(error LIKE %s, false) GROUP BY 1, 2""",
             (slot.master.workers, f"%{checker.RESCUED}%"),
-        ).fetchone()
-        counted = sum(n for (_, outcome), n in slot.master.metrics.items() if outcome in checker.WRITTEN)
-        return row is not None and counted >= row[0]
+        ).fetchall()
+        return all(slot.master.metrics.get((kind, outcome), 0) >= n for kind, outcome, n in rows)
 
     with contextlib.suppress(AssertionError):
         until(has_counted, "all runs to be counted", seconds=HEAR_SECONDS)

@@ -149,6 +149,7 @@ class Slot:
         """Write down what its log tells."""
         text = self.process.text()
         self.master.workers = self.workers()
+        self.master.in_order = " stopped: " in text.rpartition(" serving ")[2]
         self.master.trouble += [line for line in text.splitlines() if TROUBLE.search(line)][:5]
 
     def note_metrics(self) -> None:

@@ -12,6 +12,8 @@ from chaos import plan
 from chaos.bugs import BUGS
 from chaos.report import PROMISES
 
+ROOT = Path(__file__).parents[2]
+
 MAKE_ALL = """
 import os, fastq.cli, fastq.master, fastq.template, chaos.run
 from chaos.bugs import BUGS
@@ -40,6 +42,11 @@ def test_each_can_be_made() -> None:
 def test_it_says_what_brings_it_to_light_and_what_must_be_found(name: str) -> None:
     plan.parse(list(BUGS[name].faults))
     assert set() < BUGS[name].promises <= set(PROMISES)
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_the_guide_says_what_it_breaks(name: str) -> None:
+    assert f"`{name}`" in (ROOT / "docs" / "chaos.md").read_text()
 
 
 def test_there_are_enough() -> None:

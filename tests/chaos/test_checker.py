@@ -514,8 +514,11 @@ def test_metrics_may_know_what_a_failover_has_lost() -> None:
 def test_a_master_that_exits_and_keeps_leases_is_found() -> None:
     story = plain().fault("term", 4.0, pid=10)
     story.history.masters[0].ended, story.history.masters[0].status = 4.0, 0
+    story.history.masters[0].in_order = True
     assert story.broken() == set()
     story.history.masters[0].leases_left = 1
+    assert story.broken() == {"left"}
+    story.fault("reset", 3.9)
     assert story.broken() == {"left"}
 
 
@@ -524,7 +527,18 @@ def test_leases_that_an_orderly_exit_leaves_are_found_when_others_have_taken_the
     assert story.broken() == set()
     story.history.faults.clear()
     story.fault("term", 2.5, pid=10).history.masters[0].status = 0
+    story.history.masters[0].in_order = True
     assert "left" in story.broken()
+
+
+@pytest.mark.parametrize("why", ["its template died", "it was cut off"])
+def test_a_stop_that_could_give_nothing_back_may_leave_leases(why: str) -> None:
+    story = plain().fault("term", 4.0, pid=10)
+    master = story.history.masters[0]
+    master.ended, master.status, master.leases_left, master.in_order = 4.0, 0, 1, why == "it was cut off"
+    if why == "it was cut off":
+        story.fault("cut", 2.0, 3.0)
+    assert story.broken() == set()
 
 
 def test_a_master_that_leaves_processes_is_found() -> None:
