@@ -27,6 +27,9 @@ APP = Path(__file__).with_name("app.py")
 
 TROUBLE = re.compile(r"unexpected in |Traceback \(most recent call last\)|assert", re.IGNORECASE)
 
+PROBE = 50
+"""The index of a namespace that is made to see whether there can be one."""
+
 
 def boottime() -> float:
     """Return the seconds since this machine has started."""
@@ -37,10 +40,12 @@ def can_cut_networks() -> bool:
     """Whether network namespaces with packet filters can be had here."""
     if os.geteuid() != 0 or not has("nft") or not has("ip"):
         return False
-    probe = f"fqc{os.getpid()}-probe"
-    may = subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False).returncode == 0
-    subprocess.run(["ip", "netns", "delete", probe], capture_output=True, check=False)
-    return may  # root of a container may not
+    try:
+        with contextlib.closing(Namespace(PROBE)) as probe:
+            probe.cut()
+    except subprocess.CalledProcessError:  # root of a container may not, or its kernel cannot
+        return False
+    return True
 
 
 class Namespace:
@@ -51,6 +56,12 @@ class Namespace:
         net = f"10.{200 + index}.{os.getpid() % 250}"
         self.outside, self.inside = f"{net}.1", f"{net}.2"
         far, near = f"fqo{os.getpid()}-{index}"[-15:], f"fqi{os.getpid()}-{index}"[-15:]
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            self._lay(far, near)
+            undo.pop_all()
+
+    def _lay(self, far: str, near: str) -> None:
         for command in (
             f"netns add {self.name}",
             f"link add {near} type veth peer name {far} netns {self.name}",
@@ -80,7 +91,7 @@ class Namespace:
 
     def close(self) -> None:
         """Remove it, and its cable with it."""
-        subprocess.run(["ip", "netns", "delete", self.name], check=False)
+        subprocess.run(["ip", "netns", "delete", self.name], capture_output=True, check=False)
 
 
 @dataclass
