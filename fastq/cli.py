@@ -11,38 +11,28 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import sys
-import time
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
-
-import psycopg
 
 from fastq import __version__, logs, roles, schema
 from fastq.breaker import parse_breaker
 from fastq.config import ChildLimits, Config, mask, parse_address
 from fastq.database import Database
-from fastq.errors import AppImportError, ConfigError, FastqError, UnreachableError
+from fastq.errors import AppImportError, ConfigError, FastqError
 from fastq.events import Emit, Event, MasterStarted
 from fastq.evidence import describe
-from fastq.notify import Notifier
+from fastq.start import await_database
 from fastq.text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
 DEFAULTS = Config(app="-")
 
 STALE_SAMPLES = 3
 """Figures of the whole database are told until so many samples are missing."""
-
-WAIT_SECONDS = 0.5
-"""Between two looks for a database that is waited for."""
-
-EXTEND_SECONDS = 30.0
-"""So much more time the service manager is asked for meanwhile, each time: a look takes seconds at most."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -192,60 +182,11 @@ def run_master(args: argparse.Namespace) -> int:
     close_log = logs.set_up(as_json=config.log_json, level=logging.getLevelNamesMapping()[config.log_level.upper()])
     try:
         with Database(config.dsn) as database:
-            _await(config, database)
+            await_database(config, database)
             asyncio.run(_serve(config, database, args.ready_fd))
     finally:
         close_log()
     return 0
-
-
-def _await(config: Config, database: Database) -> None:
-    """Wait for the database, for as long as we were told to. Raises DatabaseError."""
-    over, told, manager = time.monotonic() + config.wait_for_db, "", Notifier(os.environ)
-    with _leaving_quietly():
-        while True:
-            try:
-                return _prepare(config, database)
-            except UnreachableError as error:
-                left = over - time.monotonic()
-                if left <= 0:
-                    raise
-                if str(error) != told:
-                    logs.LOG.warning("%s; waiting for it, %.0f s at most", error, left)
-                told = str(error)
-                manager.extend(EXTEND_SECONDS)
-                time.sleep(min(WAIT_SECONDS, left))
-
-
-@contextlib.contextmanager
-def _leaving_quietly() -> Iterator[None]:
-    """While nobody listens yet, a signal that stops a master ends this process well, and others do nothing."""
-
-    def leave(*_: object) -> NoReturn:
-        raise SystemExit(0)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)}
-    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGTTIN, signal.SIGTTOU):
-        before[number] = signal.signal(number, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _prepare(config: Config, database: Database) -> None:
-    """See that the database is one to serve. Raises DatabaseError, also for a connection that breaks meanwhile."""
-    try:
-        with database.connect() as connection:
-            if config.init:
-                schema.check_environment(connection, config.environment)
-                schema.migrate(connection)
-            roles.check(connection)
-            schema.check(connection)
-            schema.check_environment(connection, config.environment)
-    except psycopg.OperationalError as error:
-        raise schema.no_database(error) from None
 
 
 async def _serve(config: Config, database: Database, ready_fd: int | None) -> None:

@@ -47,7 +47,7 @@ FLOORS: list[set[str]] = [
     },
     {"sampler"},
     {"autopsy", "catalogue", "completer", "database", "dispatcher", "keeper", "leaser", "link", "plans", "warden"},
-    {"nursery", "runner", "top"},
+    {"nursery", "runner", "start", "top"},
     {"records"},
     {"console"},
     {"child", "client", "life"},
