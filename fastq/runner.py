@@ -240,12 +240,14 @@ class Surroundings:
         return cls(os.getcwd(), umask, frozenset(signal.pthread_sigmask(signal.SIG_BLOCK, ())))  # noqa: PTH109 - as it is spelt
 
     def restore(self) -> None:
-        """Bring it back: the folder, the umask, the signal mask, and no timer running."""
+        """Bring it back: the folder, the umask, the signal mask, and no timer running or run out."""
         with contextlib.suppress(OSError):  # the folder is gone
             os.chdir(self.folder)
         os.umask(self.umask)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
         signal.setitimer(signal.ITIMER_REAL, 0)
+        if signal.SIGALRM in signal.sigpending():  # its job has blocked it: unblocked, it would hit the next
+            signal.sigwait({signal.SIGALRM})
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
 
 
 class SchedulerStat:

@@ -414,6 +414,9 @@ def disturb() -> int:
     os.umask(0o777)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGTERM, signal.SIGALRM})
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, 0.001)
+    while signal.SIGALRM not in signal.sigpending():
+        time.sleep(0.001)
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     return os.getpid()
 
