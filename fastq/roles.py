@@ -113,7 +113,7 @@ def check(connection: Connection[Any], role: str = "fastq_master") -> None:
 
 
 def _held(connection: Connection[Any], role: str) -> Iterator[tuple[str, bool]]:
-    """Yield each right that a role has, and whether we have it too. What is not there is not asked for."""
+    """Yield each right that a role has, in order, and whether we have it too. What is not there is not asked for."""
     wanted = [
         (privilege.strip(), sort, name)
         for privileges, sort, names in ROLES[role]
@@ -126,10 +126,11 @@ def _held(connection: Connection[Any], role: str) -> Iterator[tuple[str, bool]]:
             WHEN 'TABLE' THEN has_table_privilege(class.oid, privilege)
             WHEN 'SEQUENCE' THEN has_sequence_privilege(class.oid, privilege)
             ELSE has_function_privilege(proc.oid, privilege) END
-        FROM unnest(%s::text[], %s::text[], %s::text[]) AS wanted (privilege, sort, name)
+        FROM unnest(%s::text[], %s::text[], %s::text[]) WITH ORDINALITY AS wanted (privilege, sort, name, place)
         LEFT JOIN pg_class AS class ON sort <> 'FUNCTION' AND relname = name AND relnamespace = to_regnamespace('fastq')
         LEFT JOIN pg_proc AS proc ON sort = 'FUNCTION' AND proname = name AND pronamespace = to_regnamespace('fastq')
         WHERE class.oid IS NOT NULL OR proc.oid IS NOT NULL
+        ORDER BY place
         """,
         [list(column) for column in zip(*wanted, strict=True)],
     )

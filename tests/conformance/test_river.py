@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 from helpers.masters import Master, Masters
+from helpers.pooler import needs_notify
 from helpers.store import Lane, Session, jobs
 from helpers.until import until
 
@@ -457,6 +458,7 @@ def test_r_ex_18_a_stuck_handler_is_killed(master: Master, client: Client, tmp_p
     assert client.wait(client.enqueue("ok", value=1), 30).status == "DONE"
 
 
+@needs_notify
 def test_r_ex_18_a_time_limit_holds_after_a_cancel(master: Master, client: Client, tmp_path: Path) -> None:
     """A run that was asked to stop, and is then killed for its time limit, is CANCELLED, not retried."""
     path = tmp_path / "begun"

@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from helpers.masters import Masters, is_quiet
+from helpers.pooler import needs_notify
 from helpers.store import Lane, Session, begin, jobs
 from helpers.until import until
 from psycopg import sql
@@ -407,6 +408,7 @@ def test_trap_13_the_pool_never_shrinks(service: Service, tmp_path: Path) -> Non
     assert [service.client.wait(job_id, 30).status for job_id in held] == ["DONE"] * 2
 
 
+@needs_notify
 def test_trap_14_one_master_s_stop_is_not_another_s(
     masters: Masters, client: fastq.Client, connection: psycopg.Connection
 ) -> None:

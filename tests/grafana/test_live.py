@@ -21,6 +21,7 @@ import pytest
 from helpers import jobs
 from helpers.boards import ALERTS, GRAFANA, RECORDED, filled, queries
 from helpers.masters import Masters, outcomes
+from helpers.pooler import own_connections
 from helpers.until import until
 
 import fastq
@@ -104,6 +105,7 @@ def enqueue_mixture(client: fastq.Client, folder: Path) -> None:
 
 
 @needs_prometheus
+@own_connections
 def test_every_panel_of_every_dashboard_shows_something(
     masters: Masters, connection: psycopg.Connection, tmp_path: Path, prometheus_of: Callable[[str], Prometheus]
 ) -> None:

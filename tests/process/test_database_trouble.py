@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from helpers import jobs
 from helpers.masters import APP, Masters, is_quiet, outcomes
+from helpers.pooler import needs_notify, own_connections
 from helpers.until import until
 from psycopg import sql
 
@@ -109,6 +110,7 @@ def test_trouble_on_all_sides_at_once(masters: Masters, client: fastq.Client, co
     assert connection.execute("SELECT DISTINCT attempt FROM fastq.attempt").fetchall() == [(1,)]
 
 
+@needs_notify
 def test_an_idle_master_survives_broken_connections(
     masters: Masters, client: fastq.Client, connection: psycopg.Connection
 ) -> None:
@@ -128,6 +130,7 @@ def listening(connection: psycopg.Connection) -> bool:
     ).fetchone() == (1,)
 
 
+@own_connections
 def test_outcomes_wait_for_a_database_that_is_away(
     masters: Masters, client: fastq.Client, connection: psycopg.Connection, dsn: str, tmp_path: Path
 ) -> None:
@@ -151,6 +154,7 @@ def test_outcomes_wait_for_a_database_that_is_away(
     assert connection.execute("SELECT attempt, count(*) FROM fastq.attempt GROUP BY 1").fetchall() == [(1, 16)]
 
 
+@own_connections
 def test_a_claim_that_is_committed_after_its_master_gave_it_up_is_found(
     masters: Masters, client: fastq.Client, connection: psycopg.Connection, dsn: str
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from helpers import jobs, trouble
 from helpers.clean import clean
 from helpers.masters import Masters, is_quiet, outcomes
+from helpers.pooler import POOLED
 from helpers.stuck import dead_disk
 from helpers.until import until
 
@@ -123,7 +124,7 @@ def test_a_quick_stop_does_not_wait_for_runs(
 def test_an_idle_master_just_leaves(masters: Masters, connection: psycopg.Connection, number: int) -> None:
     """It has nothing to finish; its rows go with it."""
     master = masters.start(procs=2)
-    until(lambda: count(connection, "sleeper") == 1, "it to sleep")
+    until(lambda: count(connection, "sleeper") == (not POOLED), "it to sleep")
     master.signal(number)
     assert master.wait() == 0
     assert_left_nothing(connection, masters)

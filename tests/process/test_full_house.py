@@ -16,6 +16,7 @@ from helpers import jobs, trouble
 from helpers.house import PROCS, full_house, write_version
 from helpers.jobs import held
 from helpers.masters import Master, Masters
+from helpers.pooler import own_connections
 from helpers.until import until
 
 from fastq import Job, NewJob, wire
@@ -315,6 +316,7 @@ def test_threads_that_jobs_leave_behind_disturb_nobody(masters: Masters, connect
         assert "threads that outlive their jobs" in house.master.text()
 
 
+@own_connections
 def test_a_database_that_drops_us_is_no_child_s_trouble(masters: Masters, connection: psycopg.Connection) -> None:
     """M08: every service of the master loses its connection, three times; no child is replaced, no run repeated."""
     with full_house(masters, connection) as house:

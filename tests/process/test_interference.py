@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from helpers import jobs
 from helpers.masters import Masters, is_quiet, outcomes
+from helpers.pooler import own_connections
 from helpers.until import until
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
@@ -325,6 +326,7 @@ def test_a_long_transaction_elsewhere_stops_nothing(
     assert_each_done_once(connection, 3000)
 
 
+@own_connections
 def test_hundreds_of_connections_are_not_needed(
     masters: Masters, client: fastq.Client, connection: psycopg.Connection
 ) -> None:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -43,6 +43,12 @@ def dsn(postgres: Server) -> Iterator[str]:
     yield postgres.tcp
     postgres.start()
     empty(postgres)
+
+
+@pytest.fixture
+def way() -> Callable[[str], str]:
+    """Let masters come to this server, which no pooler knows: the trouble is to be theirs."""
+    return lambda dsn: dsn
 
 
 def enqueue(postgres: Server, *new: fastq.NewJob) -> list[int]:

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from helpers import jobs
 from helpers.masters import Masters, is_quiet, outcomes
+from helpers.pooler import needs_notify
 from helpers.until import until
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
@@ -167,6 +168,7 @@ def test_a_run_is_killed_at_its_deadline(masters: Masters, client: fastq.Client)
     assert (job.status, (job.error or "")[:17]) == ("FAILED", "deadline exceeded")
 
 
+@needs_notify
 def test_a_sleeping_master_is_woken_by_notify(
     masters: Masters, client: fastq.Client, connection: psycopg.Connection
 ) -> None:

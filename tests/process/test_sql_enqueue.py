@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from helpers import jobs
 from helpers.masters import Masters, is_quiet, outcomes
+from helpers.pooler import POOLED, needs_notify
 from helpers.until import until
 from psycopg import sql
 
@@ -95,7 +96,10 @@ def hold_the_child(masters: Masters, client: fastq.Client, connection: psycopg.C
     until(lambda: is_quiet(connection), "the first jobs to end")
     client.enqueue(jobs.hold, str(go))
     until(lambda: jobs.held(go), "the child to be held")
-    until(lambda: connection.execute("SELECT count(*) FROM fastq.sleeper").fetchone() == (1,), "the master to sleep")
+    until(
+        lambda: connection.execute("SELECT count(*) FROM fastq.sleeper").fetchone() == (not POOLED,),
+        "the master to sleep",
+    )
 
 
 def started(evidence: Path) -> list[int]:
@@ -266,6 +270,7 @@ def test_a_job_s_own_time_limit_counts(masters: Masters, client: fastq.Client) -
 # Waking up.
 
 
+@needs_notify
 def test_a_sleeping_master_is_woken_by_a_plain_insert(
     masters: Masters, client: fastq.Client, connection: psycopg.Connection
 ) -> None:
@@ -284,6 +289,7 @@ def test_a_sleeping_master_is_woken_by_a_plain_insert(
     assert (job.started_at - last).total_seconds() < 9.2
 
 
+@needs_notify
 def test_a_sleeping_master_finds_what_did_not_wake_it(
     masters: Masters, client: fastq.Client, connection: psycopg.Connection
 ) -> None:
