@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
@@ -84,12 +85,20 @@ class House:
         assert self.run({"version": NewJob(kind="version")})["version"].result == number
 
     def stop_for(self, seconds: float) -> None:
-        """Stop the master, and nothing but the master, for so long; others go on meanwhile, and so does it when it wakes."""
+        """Stop the master, and nothing but the master, for so long and until it is revoked; others go on meanwhile."""
+        (worker,) = re.findall(r"serving .* as ([0-9a-f-]{36})$", self.master.text(), re.MULTILINE)[-1:]
         self.master.signal(signal.SIGSTOP)
         time.sleep(seconds)  # how long it lasts is what is tried
         self.goes_on()
+        until(lambda: not self._stands(worker), "the others to revoke it")
         self.master.signal(signal.SIGCONT)
         until(self.is_full, "it to have its children again")
+
+    def _stands(self, worker: str) -> bool:
+        row = self.connection.execute(
+            "SELECT EXISTS (SELECT FROM fastq.worker WHERE id = %s::uuid AND NOT revoked)", (worker,)
+        ).fetchone()
+        return row == (True,)
 
     def goes_on(self, number: int = 2 * PROCS) -> None:
         """Wait until so many more innocent jobs have ended."""
