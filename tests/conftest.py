@@ -14,7 +14,8 @@ import psycopg
 import pytest
 from helpers.folder import make_folder
 from helpers.masters import Masters, leftovers
-from helpers.pooler import POOLED, pooler
+from helpers.pooler import pooler
+from helpers.variants import AS_ROLES, POOLED
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -24,9 +25,6 @@ from fastq.embedded import EmbeddedPostgres
 
 SETTINGS = {"max_connections": "200", "fsync": "off", "max_wal_size": "256MB"}
 """No test pulls the machine's plug: what is committed survives every kill without waiting for the disk. Memory has little room for WAL."""
-
-AS_ROLES = bool(os.environ.get("FASTQ_TEST_ROLES"))
-"""Whether masters and clients are members of `fastq.roles`, and no more, instead of superusers."""
 
 _numbers = itertools.count()
 

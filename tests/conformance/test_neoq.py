@@ -14,9 +14,9 @@ from pathlib import Path
 import psycopg
 import pytest
 from helpers.masters import Masters, is_quiet, statuses
-from helpers.pooler import POOLED
 from helpers.store import begin
 from helpers.until import until
+from helpers.variants import POOLED
 
 import fastq
 from conformance import Service, app, apps, serving
@@ -142,10 +142,10 @@ def test_n_pg_8_move_jobs_to_dead_queue(service: Service) -> None:
     assert [len(service.client.attempts(job.id)) for job in (failed, crashed, done)] == [1, 1, 1]
 
 
-def test_n_pg_9_job_enqueued_separately(masters: Masters, client: fastq.Client) -> None:
+def test_n_pg_9_job_enqueued_separately(masters: Masters, client: fastq.Client, dsn: str) -> None:
     """A process that only enqueues, and has ended before there is a master; then one that only runs jobs."""
     code = "import fastq\nwith fastq.Client() as client: print(int(client.enqueue('ok', value='from afar')))"
-    environ = {"FASTQ_DSN": masters.dsn, "PYTHONPATH": str(Path(fastq.__file__).parents[1]), "PATH": ""}
+    environ = {"FASTQ_DSN": dsn, "PYTHONPATH": str(Path(fastq.__file__).parents[1]), "PATH": ""}
     said = subprocess.run([sys.executable, "-c", code], env=environ, stdout=subprocess.PIPE, check=True, timeout=60)
     masters.start(app=app("app"), procs=1)
     job = client.wait(int(said.stdout), 30)

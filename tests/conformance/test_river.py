@@ -18,9 +18,9 @@ from typing import Any
 import psycopg
 import pytest
 from helpers.masters import Master, Masters
-from helpers.pooler import needs_notify
 from helpers.store import Lane, Session, jobs
 from helpers.until import until
+from helpers.variants import needs_notify
 
 import fastq
 from fastq import Client, Filter, InvalidJob, JobFinished, JobRunning, NewJob, NotFound

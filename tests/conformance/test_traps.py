@@ -14,9 +14,9 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from helpers.masters import Masters, is_quiet
-from helpers.pooler import needs_notify
 from helpers.store import Lane, Session, begin, jobs
 from helpers.until import until
+from helpers.variants import needs_notify
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 

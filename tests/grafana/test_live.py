@@ -21,8 +21,8 @@ import pytest
 from helpers import jobs
 from helpers.boards import ALERTS, GRAFANA, RECORDED, filled, queries
 from helpers.masters import Masters, outcomes
-from helpers.pooler import own_connections
 from helpers.until import until
+from helpers.variants import own_connections
 
 import fastq
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
-import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from fastq.embedded import server_user
@@ -20,15 +19,6 @@ from helpers.server import free_port
 from helpers.until import until
 
 BINARY = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
-POOLED = bool(os.environ.get("FASTQ_TEST_POOLER"))
-"""Whether masters of the suite reach their database through one."""
-
-needs_notify = pytest.mark.skipif(POOLED, reason="behind a pooler nobody is woken: masters look every --poll seconds")
-"""For tests of what a NOTIFY does."""
-
-own_connections = pytest.mark.skipif(POOLED, reason="behind a pooler the server's sessions are not the master's")
-"""For tests that break, count or watch the master's own sessions, or what one of them must keep."""
-
 MISSING = "there is no pgbouncer here: apt install pgbouncer"
 
 INI = """

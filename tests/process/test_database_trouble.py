@@ -12,8 +12,8 @@ import psycopg
 import pytest
 from helpers import jobs
 from helpers.masters import APP, Masters, is_quiet, outcomes
-from helpers.pooler import needs_notify, own_connections
 from helpers.until import until
+from helpers.variants import needs_notify, own_connections
 from psycopg import sql
 
 import fastq

@@ -10,9 +10,9 @@ import pytest
 from helpers import jobs, trouble
 from helpers.clean import clean
 from helpers.masters import Masters, is_quiet, outcomes
-from helpers.pooler import POOLED
 from helpers.stuck import dead_disk
 from helpers.until import until
+from helpers.variants import POOLED
 
 import fastq
 

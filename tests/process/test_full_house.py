@@ -16,8 +16,8 @@ from helpers import jobs, trouble
 from helpers.house import PROCS, full_house, write_version
 from helpers.jobs import held
 from helpers.masters import Master, Masters
-from helpers.pooler import own_connections
 from helpers.until import until
+from helpers.variants import own_connections
 
 from fastq import Job, NewJob, wire
 

@@ -11,6 +11,7 @@ import psycopg
 from helpers import jobs
 from helpers.masters import Masters
 from helpers.until import until
+from helpers.variants import without_roles
 
 import fastq
 from fastq.schema import migrations
@@ -36,6 +37,7 @@ def test_five_who_initialize_at_once_all_succeed(empty_dsn: str) -> None:
     assert applied == [(name,) for _, name, _ in migrations()]
 
 
+@without_roles
 def test_masters_that_initialize_at_once_all_serve(empty_dsn: str, tmp_path: Path) -> None:
     """A first deployment of three replicas with --init needs no order."""
     masters = Masters(empty_dsn, tmp_path)

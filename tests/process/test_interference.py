@@ -12,8 +12,8 @@ import psycopg
 import pytest
 from helpers import jobs
 from helpers.masters import Masters, is_quiet, outcomes
-from helpers.pooler import own_connections
 from helpers.until import until
+from helpers.variants import own_connections
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 

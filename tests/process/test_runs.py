@@ -10,8 +10,8 @@ import psycopg
 import pytest
 from helpers import jobs
 from helpers.masters import Masters, is_quiet, outcomes
-from helpers.pooler import needs_notify
 from helpers.until import until
+from helpers.variants import needs_notify
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 

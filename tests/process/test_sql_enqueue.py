@@ -11,8 +11,8 @@ import psycopg
 import pytest
 from helpers import jobs
 from helpers.masters import Masters, is_quiet, outcomes
-from helpers.pooler import POOLED, needs_notify
 from helpers.until import until
+from helpers.variants import POOLED, needs_notify
 from psycopg import sql
 
 import fastq

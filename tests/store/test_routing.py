@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from helpers.store import Lane, Session, begin, jobs
+from helpers.variants import without_roles
 from psycopg import sql
 
 
@@ -156,6 +157,7 @@ def test_a_producer_needs_only_insert_on_job(session: Session, producer: psycopg
     assert session.counts() == {"ready": 1, "waiting": 1}
 
 
+@without_roles
 def test_a_producer_may_copy(session: Session, producer: psycopg.Connection) -> None:
     """With ids that were reserved, which COPY could not return."""
     ids = [job_id for (job_id,) in producer.execute("SELECT fastq.reserve_ids(3)").fetchall()]
