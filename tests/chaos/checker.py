@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from chaos.app import BRITTLE, OUTCOMES
 from chaos.history import Attempt, Fault, History, Job, Master, Move, Run
@@ -47,10 +48,16 @@ SETTLE = 6.0
 REACH = 3.0
 """Seconds around a fault within which it explains what befell the processes that it hit."""
 
+LIFE = 60.0
+"""Seconds within which a pid is one process's: numbers come again after half an hour or so of chaos."""
+
 MAX_LOST = 3
 
 NO_DATABASE = 4
 """The status of a master that finds no database at its start."""
+
+NO_APP = 3
+"""The status of a master whose template dies while it imports the app."""
 
 BOOT_SIGNAL = -15
 """A SIGTERM so early that nobody minds it yet."""
@@ -87,8 +94,8 @@ class Verdict:
     violations: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     counts: Counter[str] = field(default_factory=Counter)
     outcome_times: list[float] = field(default_factory=list)
-    panic_times: dict[int, float] = field(default_factory=dict)
-    """By pid: when the death was recorded."""
+    panic_times: dict[Fault, float] = field(default_factory=dict)
+    """By what killed a child: when its death was recorded."""
     rescue_times: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     """By worker: when its jobs were taken back."""
 
@@ -119,6 +126,10 @@ class _Checker:
         self.revoked: dict[str, int] = {}
         """By worker: where in the audit it was revoked, or went."""
         self.known: dict[str, int] = {}
+        self.kills: dict[int, list[Fault]] = defaultdict(list)
+        for fault in history.faults:
+            if fault.kind == "child-kill" and fault.pid:
+                self.kills[fault.pid].append(fault)
         self.lost_tails = [f for f in history.faults if f.kind == "failover-lost"]
         self.job_of = {job.id: job for job in history.jobs}
         self.attempts: dict[int, list[Attempt]] = defaultdict(list)
@@ -367,13 +378,16 @@ class _Checker:
             "failover-lost",
         )
         until = (lease.ended or run.began) + REACH
-        return any(
-            fault.kind in kinds
-            and fault.slot in (slot, None)
-            and fault.began <= until
-            and fault.ended >= lease.began - REACH
-            for fault in self.history.faults
-        ) or any(fault.pid == run.pid for fault in self.history.faults)
+        return (
+            any(
+                fault.kind in kinds
+                and fault.slot in (slot, None)
+                and fault.began <= until
+                and fault.ended >= lease.began - REACH
+                for fault in self.history.faults
+            )
+            or self._kill_of(run.pid, run.began) is not None
+        )
 
     # Outcomes.
 
@@ -413,11 +427,10 @@ class _Checker:
     # Deaths.
 
     def _blame(self) -> None:
-        killed = {f.pid: f for f in self.history.faults if f.kind == "child-kill" and f.pid}
         last: dict[int, list[Run]] = defaultdict(list)
-        for run in self.history.runs:
+        for run in sorted(self.history.runs, key=lambda run: run.began):
             last[run.pid].append(run)
-        panics: Counter[int] = Counter()
+        panics: dict[int, list[float]] = defaultdict(list)
         for job_id, attempts in self.attempts.items():
             for attempt in attempts:
                 if attempt.outcome != "PANIC":
@@ -425,12 +438,23 @@ class _Checker:
                 if attempt.pid is None:
                     self._lost_too_often(job_id, attempt)
                     continue
-                panics[attempt.pid] += 1
-                self._panic(job_id, attempt, killed, last[attempt.pid])
-        for pid, count in panics.items():
-            if count > 1:
-                self.blame("misblamed", f"{count} jobs were blamed for the one death of {pid}")
-        self._unblamed(killed, last)
+                lease = self.leases.get((job_id, attempt.token or ""))
+                own = [run for run in last[attempt.pid] if (run.job_id, run.token) == (job_id, attempt.token)]
+                at = lease.ended if lease and lease.ended else own[0].began if own else None
+                if at is not None:  # else a lost tail has taken everything that tells when it was
+                    panics[attempt.pid].append(at)
+                    self._panic(
+                        job_id, attempt, own, [run for run in last[attempt.pid] if at - LIFE < run.began <= at], at
+                    )
+        for pid, times in panics.items():
+            times.sort()
+            if any(then - before < LIFE for before, then in pairwise(times)):
+                self.blame("misblamed", f"more than one job was blamed for the death of {pid}")
+        self._unblamed(last)
+
+    def _kill_of(self, pid: int, at: float) -> Fault | None:
+        """Return what killed this child about then, if we did."""
+        return next((fault for fault in self.kills[pid] if abs(fault.began - at) < LIFE), None)
 
     def _lost_too_often(self, job_id: int, attempt: Attempt) -> None:
         times = sum(lease.how == "rescued" for (job, _), lease in self.leases.items() if job == job_id)
@@ -438,36 +462,32 @@ class _Checker:
             self.blame("misblamed", f"{self._name(job_id)} is PANIC ({attempt.error}) after {times} rescues")
         self.verdict.counts["lost their masters too often"] += 1
 
-    def _panic(self, job_id: int, attempt: Attempt, killed: dict[int | None, Fault], runs: list[Run]) -> None:
-        name, own = self._name(job_id), [run for run in runs if (run.job_id, run.token) == (job_id, attempt.token)]
-        job = self.job_of.get(job_id)
+    def _panic(self, job_id: int, attempt: Attempt, own: list[Run], runs: list[Run], at: float) -> None:
+        """Judge a PANIC of that time, by the job's own run and what else ran in that process, in order."""
+        name, job, fault = self._name(job_id), self.job_of.get(job_id), self._kill_of(attempt.pid or 0, at)
         dies = job is not None and (job.kind == "crash" or (job.kind == "brittle" and job.n % BRITTLE == 0))
-        if attempt.pid not in killed and not dies:
+        if fault is None and not dies:
             self.blame("misblamed", f"{name} is PANIC by {attempt.pid}, which nobody has killed: {attempt.error}")
             return
-        runs.sort(key=lambda run: run.began)
         if own:
             later = [run for run in runs if run.began > own[0].began]
             if later:
                 self.blame("misblamed", f"{name} is PANIC, and {attempt.pid} ran others after it")
         elif runs and runs[-1].ended is None and self._kind(runs[-1]) not in ("flaky", "snooze"):
             self.blame("misblamed", f"{name} is PANIC, and {attempt.pid} was at n {runs[-1].n}")
-        if dies and attempt.pid not in killed and not own:
+        if dies and fault is None and not own:
             self.blame("misblamed", f"{name} is PANIC, and has not run in {attempt.pid}")
-        fault = killed.get(attempt.pid)
         if fault is not None:
-            lease = self.leases.get((job_id, attempt.token or ""))
-            if lease is not None and lease.ended is not None:
-                self.verdict.panic_times[fault.pid or 0] = lease.ended
+            self.verdict.panic_times[fault] = at
 
     def _kind(self, run: Run) -> str:
         job = self.job_of.get(run.job_id)
         return job.kind if job else ""
 
-    def _unblamed(self, killed: dict[int | None, Fault], last: dict[int, list[Run]]) -> None:
+    def _unblamed(self, last: dict[int, list[Run]]) -> None:
         """See that a job whose process we killed under it, and not its master, is blamed."""
-        for pid, fault in killed.items():
-            runs = sorted(last.get(pid or 0, ()), key=lambda run: run.began)
+        for pid, fault in ((pid, fault) for pid, faults in self.kills.items() for fault in faults):
+            runs = [run for run in last.get(pid, ()) if abs(run.began - fault.began) < LIFE]
             if not runs or runs[-1].ended is not None or self._kind(runs[-1]) in ("flaky", "snooze", ""):
                 continue
             run = runs[-1]
@@ -492,8 +512,13 @@ class _Checker:
 
     def _bereaved(self) -> None:
         """See that what a killed master held was taken back as lost."""
-        killed = {f.pid: f.began for f in self.history.faults if f.kind == "master-kill"}
-        death = {worker: killed[m.pid] for m in self.history.masters if m.pid in killed for worker in m.workers[-1:]}
+        death = {
+            worker: fault.began
+            for master in self.history.masters
+            for fault in self._ends(master)
+            if fault.kind == "master-kill"
+            for worker in master.workers[-1:]
+        }
         for (job_id, _), lease in self.leases.items():
             at = death.get(lease.worker)
             if (
@@ -543,10 +568,12 @@ class _Checker:
                     self.blame("master", f"{name} serves under a worker that is revoked or gone")
                 continue
             if not master.workers and (
-                master.status == BOOT_SIGNAL or (master.status == NO_DATABASE and self._database_was_away(master))
+                master.status == BOOT_SIGNAL
+                or (master.status == NO_DATABASE and self._database_was_away(master))
+                or (master.status == NO_APP and self._has_lost_a_template(master))
             ):
                 continue  # it had not begun to serve
-            ended = [f for f in self.history.faults if f.kind in ("term", "master-kill", "end") and f.pid == master.pid]
+            ended = self._ends(master)
             if not ended:
                 self.blame("master", f"{name} ended by itself, with status {master.status}")
             elif any(f.kind in ("term", "end") for f in ended):
@@ -557,6 +584,20 @@ class _Checker:
                     left = max(master.leases_left, rescued[master.workers[-1]])
                     if left:
                         self.blame("left", f"{name} left {left} leases")
+
+    def _ends(self, master: Master) -> list[Fault]:
+        """Return what we did to end it; its pid may have been another master's before."""
+        return [
+            fault for fault in self.history.faults
+            if fault.kind in ("term", "master-kill", "end") and fault.pid == master.pid
+            and master.began <= fault.began <= (master.ended or fault.began) + REACH
+        ]  # fmt: skip
+
+    def _has_lost_a_template(self, master: Master) -> bool:
+        return any(
+            fault.kind == "template-kill" and fault.slot == master.slot and master.began <= fault.began <= (master.ended or 0)
+            for fault in self.history.faults
+        )  # fmt: skip
 
     def _leaves_were_cut(self, master: Master, since: float) -> bool:
         """Whether a master may not have reached the database while it stopped."""

@@ -100,16 +100,17 @@ def recoveries(result: Result, kind: str) -> list[float]:
     """
     verdict, found = result.verdict, []
     outcomes = sorted(verdict.outcome_times)
-    masters = {master.pid: master for master in result.history.masters}
     for fault in result.history.faults:
         if fault.kind != kind:
             continue
-        if kind == "child-kill" and fault.pid in verdict.panic_times:
-            found.append(verdict.panic_times[fault.pid] - fault.began)
-        elif kind in ("master-kill", "master-stop") and fault.pid in masters:
+        if kind == "child-kill" and fault in verdict.panic_times:
+            found.append(verdict.panic_times[fault] - fault.began)
+        elif kind in ("master-kill", "master-stop"):
             taken = [
                 at
-                for worker in masters[fault.pid].workers
+                for master in result.history.masters
+                if master.pid == fault.pid and master.began <= fault.began <= (master.ended or fault.began)
+                for worker in master.workers
                 for at in verdict.rescue_times.get(worker, ())
                 if at > fault.began
             ]

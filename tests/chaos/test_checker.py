@@ -590,3 +590,31 @@ def test_a_master_that_is_stopped_before_it_serves_may_die_of_it() -> None:
     assert story.broken() == set()
     story.history.masters[-1].workers = ["w2"]
     assert story.broken() == {"master"}
+
+
+def again(story: Story, at: float, pid: int = 50) -> Story:
+    """Add a second job, whose process with that pid is killed under it at that time."""
+    story.enqueue(2, at=at - 0.3).claim(2, at=at - 0.2).run(2, began=at - 0.1, ended=None, pid=pid)
+    return (
+        story.fault("child-kill", at, pid=pid).end(2, outcome="PANIC", at=at + 0.1, pid=pid).count(2, outcome="PANIC")
+    )
+
+
+def test_a_pid_that_comes_again_is_another_process() -> None:
+    """In a soak of an hour each number is given several times."""
+    assert again(crashed(), 2000.0).broken() == set()
+    assert "misblamed" in again(crashed(), 4.0).broken()
+
+
+def test_a_master_whose_pid_was_another_s_is_judged_by_what_befell_it() -> None:
+    story = plain().fault("term", 1.0, slot=1, pid=11)
+    story.history.masters[1] = replace(story.history.masters[1], began=900.0, ended=1000.0, status=-9)
+    assert story.broken() == {"master"}
+    assert story.fault("master-kill", 1000.0, slot=1, pid=11).broken() == set()
+
+
+def test_a_master_whose_template_was_killed_at_the_import_may_exit() -> None:
+    story = plain()
+    story.history.masters.append(Master(1, 12, 4.0, [], ended=5.0, status=3))
+    assert story.broken() == {"master"}
+    assert story.fault("template-kill", 4.9, slot=1).broken() == set()

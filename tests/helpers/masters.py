@@ -54,10 +54,12 @@ def processes(mark: str) -> list[Process]:
 
 
 def leftovers(mark: str) -> list[Process]:
-    """Return what is still running a moment later."""
-    with contextlib.suppress(AssertionError):
-        until(lambda: not processes(mark), seconds=5)
-    return processes(mark)
+    """Return what is still running a moment later. One look may miss what was born while it was taken."""
+    try:
+        until(lambda: not (processes(mark) or processes(mark)), seconds=5)
+    except AssertionError:
+        return processes(mark)
+    return []
 
 
 @dataclass
