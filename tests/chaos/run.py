@@ -266,7 +266,10 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
     seconds = args.hours * 3600 if args.hours else args.seconds
-    settings = Settings(seconds, args.seed, args.masters, args.procs, args.rate, args.lease, kinds, weights)
+    drain = max(DRAIN_SECONDS, seconds / 10)  # a long run may leave a backlog
+    settings = Settings(
+        seconds, args.seed, args.masters, args.procs, args.rate, args.lease, kinds, weights, drain=drain
+    )
     folder = Path(tempfile.mkdtemp(prefix="fastq-chaos-", dir="/tmp"))
     folder.chmod(0o711)
     try:
