@@ -49,7 +49,12 @@ REACH = 3.0
 """Seconds around a fault within which it explains what befell the processes that it hit."""
 
 LIFE = 60.0
-"""Seconds within which a pid is one process's: numbers come again after half an hour or so of chaos."""
+"""Seconds within which a pid is one process's: numbers come again within an hour of chaos."""
+
+AWAY = (
+    "cut", "cut-replies", "cut-lease", "net-cut", "master-stop", "pg-fast", "pg-immediate", "failover", "failover-lost",
+)  # fmt: skip
+"""Faults during which a master and its database do not hear each other."""
 
 MAX_LOST = 3
 
@@ -601,39 +606,15 @@ class _Checker:
 
     def _leaves_were_cut(self, master: Master, since: float) -> bool:
         """Whether a master may not have reached the database while it stopped."""
-        kinds = (
-            "cut",
-            "cut-replies",
-            "cut-lease",
-            "net-cut",
-            "master-stop",
-            "pg-fast",
-            "pg-immediate",
-            "failover",
-            "failover-lost",
-        )
         return any(
-            fault.kind in kinds and fault.slot in (master.slot, None)
+            fault.kind in AWAY and fault.slot in (master.slot, None)
             and fault.began <= (master.ended or since) and fault.ended >= since - REACH
             for fault in self.history.faults
         )  # fmt: skip
 
     def _database_was_away(self, master: Master) -> bool:
-        kinds = (
-            "cut",
-            "cut-replies",
-            "cut-lease",
-            "net-cut",
-            "pg-fast",
-            "pg-immediate",
-            "failover",
-            "failover-lost",
-            "master-stop",
-            "terminate",
-            "reset",
-        )
         return any(
-            fault.kind in kinds and fault.slot in (master.slot, None)
+            fault.kind in (*AWAY, "terminate", "reset") and fault.slot in (master.slot, None)
             and fault.began - REACH <= (master.ended or 0) and fault.ended + SETTLE >= (master.ended or 0) - SETTLE
             for fault in self.history.faults
         )  # fmt: skip
