@@ -427,10 +427,10 @@ class Life:
         self._start(load())
 
     def _hold(self, over: bool) -> None:
-        """Hand nothing out while the lease may have run out."""
+        """Hand nothing out and fork nobody while the lease may have run out."""
         if self._dispatcher.held and not over:
             self._completer.doubt()
-        self._dispatcher.held = over
+        self._dispatcher.held = self._nursery.held = over
         self._leaser.want()
 
     async def _tick(self) -> None:
@@ -440,6 +440,8 @@ class Life:
             late = monotonic() - due
             due += late + TICK_SECONDS
             self._emit(Ticked(late, (late + TICK_SECONDS) * sum(child.is_busy for child in self._children)))
+            if self._keeper.is_over():  # and the heartbeat hangs
+                self._hold(over=True)
             self._nursery.hear_all()
             self._dispatcher.tick()
             self._warden.look()

@@ -103,6 +103,8 @@ class Nursery:
         self._lines: Counter[Child] = Counter()
         self.closing = False
         """No child is replaced any more."""
+        self.held = False
+        """None is forked now: while the lease may have run out, the guard would kill it at once."""
 
     # Templates.
 
@@ -135,7 +137,7 @@ class Nursery:
 
     def fill(self) -> None:
         """Ask for a child in every slot that wants one and may have one; let those go that have no slot any more."""
-        if self._current is None or self.closing:
+        if self._current is None or self.closing or self.held:
             return
         now = monotonic()
         for slot in self._children.free_slots():
@@ -292,6 +294,8 @@ class Nursery:
             if not self._read_output(child):
                 break
         self._emit_output(child, child.channel.last_line())
+        if death.by_guard:
+            child.killed_for = child.killed_for or "lease"
         reason = child.killed_for or ("signal" if death.is_signal else "exit")
         self._on_death(child, death)
         booted = child.phase is not Phase.STARTING  # now that its last words have been read

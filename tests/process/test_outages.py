@@ -146,6 +146,21 @@ def test_an_outage_longer_than_the_lease_ends_the_runs(masters: Masters, postgre
     assert "overlap" not in evidence.read_text()
 
 
+def test_nobody_is_forked_while_the_lease_is_over(masters: Masters, postgres: Server) -> None:
+    """The guard would kill them at once, over and over; and those that it kills have not crashed."""
+    master = masters.start("--lease", "3", procs=4)
+    until(lambda: len(masters.children()) == 4, "its children")
+    postgres.end()
+    until(lambda: "killed by" in master.text() and not masters.children(), "the guard to kill")
+    tries = master.text().count("database (heartbeat)")
+    until(lambda: master.text().count("database (heartbeat)") >= tries + 5, "it to try for the database on and on")
+    deaths = [line for line in master.text().splitlines() if "killed by" in line]
+    assert len(deaths) <= 12
+    assert [line for line in deaths if "(lease)" not in line] == []
+    postgres.start()
+    until(lambda: len(masters.children()) == 4, "its children again")
+
+
 def test_a_master_can_be_stopped_while_postgres_is_away(masters: Masters, postgres: Server) -> None:
     """It does not wait for ever; what it could not give back is rescued later."""
     master = masters.start("--lease", "3", "--grace", "0.5", procs=2)
