@@ -47,6 +47,9 @@ DUE_JOBS = 1000
 DUE_SECONDS = 1.0
 """Between two looks at what is due, unless something is due earlier."""
 
+CALLED_SECONDS = 0.02
+"""Before a look that a NOTIFY calls for: most announce jobs that are ready, and these come first."""
+
 PROGRESS_SECONDS = 1.0
 
 STATEMENT_SECONDS = 15.0
@@ -122,6 +125,7 @@ class Keeper:
             except Lost:
                 continue
             await _within(pause, self._due_called)
+            await asyncio.sleep(CALLED_SECONDS if self._due_called.is_set() else 0)
 
     def cancel_soon(self) -> None:
         """Say that somebody wants a running job cancelled."""

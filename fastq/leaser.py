@@ -52,8 +52,8 @@ LANES_KEPT = 16
 """Lanes that are tried although nothing was in them when we last looked: the next job most likely comes there."""
 
 QUICK_POLLS = 0.005
-"""Seconds until the first look after falling asleep, doubled each time up to the slow poll: it covers transactions that
-asked whether anybody sleeps before we did."""
+"""Seconds until the first look after falling asleep, each next when it has been as long again, up to the slow poll:
+they cover transactions that asked whether anybody sleeps before we did."""
 
 AWAKE_SECONDS = 0.25
 """So long without an empty claim, and a master no longer counts as one that sleeps."""
@@ -109,6 +109,7 @@ class Leaser:
         self._lanes_due = 0.0
         self._was_empty = True
         self._asleep = False
+        self._quiet_since = 0.0
         self._called = asyncio.Event()
         self._wanted = asyncio.Event()
         self._busy_since = 0.0
@@ -138,7 +139,6 @@ class Leaser:
 
     async def run(self) -> None:
         """Claim whenever there is room and sleep whenever there is nothing, until stopped."""
-        pause = QUICK_POLLS
         while not self._stopping:
             want = min(CLAIM_JOBS, self._room())
             if want <= 0 or self.paused:
@@ -148,15 +148,13 @@ class Leaser:
             self._called.clear()
             try:
                 if await self._claim_once(want):
-                    pause = QUICK_POLLS
                     await self._stay_awake()
                     continue
                 await self._fall_asleep()
             except Lost:
                 self._front_due, self._asleep = 0.0, False
                 continue
-            await self._wait(pause)
-            pause = min(self._config.poll, pause * 2)
+            await self._wait(min(self._config.poll, max(QUICK_POLLS, monotonic() - self._quiet_since)))
 
     async def _claim_once(self, want: int) -> int:
         """Claim from the marks, or from the front when that is due or the marks had nothing; return how many.
@@ -166,7 +164,7 @@ class Leaser:
         if not self._was_empty and monotonic() >= self._lanes_due:
             await self._find_lanes()
         begun = monotonic()
-        from_front = begun >= self._front_due
+        from_front = self._asleep or begun >= self._front_due  # asleep, none from the marks would be the last
         got = await self._claim(want, from_front=from_front)
         if not got and not from_front:
             from_front, begun = True, monotonic()
@@ -298,7 +296,7 @@ class Leaser:
         self._busy_since = 0.0
         if not self._asleep and not self._connection.is_pooled:
             await self._connection.fetch("fall_asleep", CLAIM_SECONDS, worker=self._worker)
-            self._asleep = True
+            self._asleep, self._quiet_since = True, monotonic()
 
     async def _stay_awake(self) -> None:
         """Take the wish for a NOTIFY back once there is always work: each would cost its sender a lock."""
@@ -307,6 +305,8 @@ class Leaser:
         if self._asleep and now - self._busy_since > AWAKE_SECONDS:
             await self._connection.fetch("wake_up", CLAIM_SECONDS, worker=self._worker)
             self._asleep = False
+        if not self._asleep:
+            self._quiet_since = now
 
     async def _wait(self, seconds: float) -> None:
         try:

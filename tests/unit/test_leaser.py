@@ -106,3 +106,52 @@ def test_queues_take_turns(monkeypatch: pytest.MonkeyPatch, queues: list[str]) -
     for _ in range(5 * len(queues)):
         asyncio.run(world.leaser._claim_once(10))
     assert [first.count(queue) for queue in queues] == [5] * len(queues)
+
+
+def test_a_job_that_comes_while_a_master_sleeps_does_not_have_it_poll_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quick polls cover who asked before it fell asleep; a job each 20 ms had a dozen statements for itself."""
+    world = World(monkeypatch, look=0.0)
+    answers: dict[int, list[Any]] = {8: [JOB]}
+    """What the claims bring, by number: all but one nothing."""
+    waits: list[float] = []
+
+    async def fetch(statement: str, *_: Any, **__: Any) -> list[Any]:
+        world.asked.append(statement)
+        return [("default", 2)] if statement == "lanes" else answers.get(world.asked.count("claim"), [])
+
+    async def wait(seconds: float) -> None:
+        waits.append(seconds)
+        world.now += seconds
+        if len(waits) == 12:
+            world.leaser.stop()
+
+    monkeypatch.setattr(world, "fetch", fetch)
+    monkeypatch.setattr(world, "is_pooled", False, raising=False)
+    monkeypatch.setattr(world.leaser, "_wait", wait)
+    asyncio.run(world.leaser.run())
+    assert waits == pytest.approx([0.005, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0, 1.0, 1.0])
+    assert world.asked.count("fall_asleep") == 1
+
+
+def test_a_master_that_sleeps_looks_at_the_front_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim from elsewhere that finds nothing is followed by one from there anyway."""
+    world = World(monkeypatch, look=0.0)
+    claims: list[bool] = []
+
+    async def fetch(statement: str, *_: Any, **values: Any) -> list[Any]:
+        if statement != "claim":
+            return [("default", 2)] if statement == "lanes" else []
+        world.now += 0.02
+        claims.append(values["marks"] == [FRONT])
+        return [JOB] if len(claims) == 4 else []
+
+    async def wait(_: float) -> None:
+        world.now += 1.0
+        if len(claims) > 5:
+            world.leaser.stop()
+
+    monkeypatch.setattr(world, "fetch", fetch)
+    monkeypatch.setattr(world, "is_pooled", False, raising=False)
+    monkeypatch.setattr(world.leaser, "_wait", wait)
+    asyncio.run(world.leaser.run())
+    assert claims == [True] * len(claims)
