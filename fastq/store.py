@@ -100,6 +100,16 @@ def statements() -> dict[str, str]:
     }
 
 
+def numbered(statement: str) -> tuple[bytes, list[str]]:
+    """Return a statement as Postgres takes it, with numbers in place of names, and the names in the order of these.
+
+    The driver would do so each time for one as long as the claim.
+    """
+    names: dict[str, int] = {}
+    text = re.sub(r"%\((\w+)\)s", lambda found: f"${names.setdefault(found[1], len(names) + 1)}", statement)
+    return text.replace("%%", "%").encode(), list(names)
+
+
 VALUE_FAULTS = ("22", "23", "54")
 """Classes of SQLSTATE that tell of a value, and not of the server: asking again would not help."""
 
@@ -164,7 +174,7 @@ class Connection:
         self._connection: psycopg.AsyncConnection[TupleRow] | None = None
         self._cursor: psycopg.AsyncCursor[TupleRow] | None = None
         self._turn = asyncio.Lock()
-        self._statements = statements()
+        self._statements = {name: numbered(text) for name, text in statements().items()}
         self._failures = 0
         self._was_lost = False
 
@@ -204,7 +214,8 @@ class Connection:
     ) -> list[TupleRow]:
         if self.is_pooled:
             await cursor.connection.execute(BEGIN)
-        await cursor.execute(self._statements[statement], values)
+        text, names = self._statements[statement]
+        await cursor.execute(text, [values[name] for name in names])
         rows = await cursor.fetchall() if cursor.description else []
         if self.is_pooled:
             await cursor.connection.commit()
@@ -221,6 +232,7 @@ class Connection:
             await self._drop(error)
             raise Lost(f"{self.name}: {error}") from error
         self._connection.adapters.register_dumper(Longs, LongsDumper)
+        self._connection.cursor_factory = psycopg.AsyncRawCursor
         self._cursor = self._connection.cursor(binary=True)
         if self._was_lost:
             self._recover()

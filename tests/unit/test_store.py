@@ -10,12 +10,18 @@ from psycopg.conninfo import conninfo_to_dict
 import fastq.errors
 from fastq.schema import migrations
 from fastq.server import Lineage
-from fastq.store import SETTINGS, master_conninfo, pause, statements
+from fastq.store import SETTINGS, master_conninfo, numbered, pause, statements
 
 
 def test_a_statement_comes_without_its_header() -> None:
     """Postgres need not read it with every call."""
     assert [name for name, text in statements().items() if "--" in text or text != text.strip() or not text] == []
+
+
+def test_a_statement_is_numbered_once_for_all() -> None:
+    """A name that comes again has its number again, and a sign of a remainder stands alone."""
+    assert numbered("SELECT %(b)s, %(a)s, 7 %% 5 WHERE %(b)s > 0") == (b"SELECT $1, $2, 7 % 5 WHERE $1 > 0", ["b", "a"])
+    assert [name for name, text in statements().items() if re.search(rb"%\(|%%", numbered(text)[0])] == []
 
 
 def test_a_masters_connection_has_the_settings_its_statements_were_written_for() -> None:
