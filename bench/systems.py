@@ -306,7 +306,7 @@ class Running:
             self.check()
             time.sleep(0.002)
 
-    def wait_over(self, seconds: float = 600.0) -> None:
+    def wait_over(self, seconds: float = 180.0) -> None:
         """Wait until no job is left."""
         self.store.until(self.system.left, seconds, alive=self.check)
 
