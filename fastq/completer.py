@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 GATHER_SECONDS = 0.004
 """From one statement to the next at least, so that outcomes that end together are written together."""
 
-BUSY_SECONDS = 0.025
+BUSY_SECONDS = 0.05
 """The same while most children have work: a statement for each run of some milliseconds costs as much as the run."""
 
 BATCH_ENOUGH = 128

@@ -44,7 +44,10 @@ STUCK_NS = 5_000_000
 FRESH = 4
 """The queue, after those of the four priorities, of packets that only a child gets which has run nothing yet."""
 
-LATE_NS = 100_000_000
+SLOW_NS = 2_000_000
+"""A run that takes longer in itself is slow: jobs of its kind travel alone for a while."""
+
+LATE_NS = 250_000_000
 """The outcomes of a packet that is still running are written when they have waited this long for its end."""
 
 
@@ -181,7 +184,7 @@ class Dispatcher:
         return (
             not packet.is_big
             and not packet.is_suspect
-            and self._paces[packet.kind].mean * len(packet.job_ids) <= AHEAD_SECONDS
+            and self._paces[packet.kind].own * len(packet.job_ids) <= AHEAD_SECONDS
         )
 
     def _queue_of(self, packet: Packet) -> deque[Packet]:
@@ -286,12 +289,15 @@ class Dispatcher:
             packet.ends += ends if not self._cancels else self._after_cancel(packet, ends)
             packet.started += frames.started[runs]
             packet.elapsed += frames.elapsed[runs]
+            packet.queued += frames.queued[runs]
             if frames.bodies:
                 packet.said |= {
                     job_id: frames.bodies[job_id] for job_id in frames.job_ids[runs] if job_id in frames.bodies
                 }
-            if any(frames.flags[runs]):
-                self._paces[packet.kind].note(1, max(frames.elapsed[runs]) / 1e9, slow=True)
+            if max(frames.elapsed[runs]) >= SLOW_NS:
+                own = max(map(_own, frames.elapsed[runs], frames.queued[runs]))
+                if own >= SLOW_NS:
+                    self._paces[packet.kind].note(1, own / 1e9, slow=True)
             at += len(ends)
             child.runs += len(ends)
             child.since = packet.started[-1] + packet.elapsed[-1]
@@ -312,7 +318,7 @@ class Dispatcher:
                 return
             self._split(parts)
             packet = parts[0]
-        self._paces[packet.kind].note(ran, sum(packet.elapsed) / 1e9)
+        self._paces[packet.kind].note(ran, sum(packet.elapsed) / 1e9, sum(packet.queued) / 1e6)
         self._finish(packet)
 
     def _put_back(self, packet: Packet) -> None:
@@ -456,3 +462,8 @@ class Dispatcher:
                 self._finish(parts[0])
         if self._waiting:
             self.feed()
+
+
+def _own(elapsed: int, queued: int) -> int:
+    """Return how long a run took in itself, nanoseconds, without its waits for a processor."""
+    return elapsed - 1000 * queued

@@ -46,6 +46,8 @@ class Packet:
     """When these began: CLOCK_BOOTTIME, nanoseconds; NEVER for one that did not."""
     elapsed: list[int] = field(default_factory=list)
     """How long they took, nanoseconds."""
+    queued: list[int] = field(default_factory=list)
+    """How much of that they waited for a processor, microseconds."""
     said: dict[int, bytes] = field(default_factory=dict)
     """By job: what its child said of its run, as JSON: a result, or an error with its traceback."""
     found: dict[int, tuple[str, dict[str, Any] | None]] = field(default_factory=dict)
@@ -84,18 +86,18 @@ class Packet:
     def end_all(self, end: int) -> None:
         """Note that none of its runs began, and why."""
         jobs = len(self.job_ids)
-        self.ends, self.started, self.elapsed = [end] * jobs, [NEVER] * jobs, [0] * jobs
+        self.ends, self.started, self.elapsed, self.queued = [end] * jobs, [NEVER] * jobs, [0] * jobs, [0] * jobs
 
     def forget_ends(self) -> None:
         """Note that its jobs are to be run after all."""
-        self.ends, self.started, self.elapsed = [], [], []
+        self.ends, self.started, self.elapsed, self.queued = [], [], [], []
 
     def take(self, jobs: int, number: int) -> Packet:
         """Take the first so many jobs out into a packet of their own, with what has ended of them."""
         taken = copy(self)
         size = sum(self.sizes[:jobs])
         taken.number, taken.body, self.body = number, self.body[:size], self.body[size:]
-        for name in ("job_ids", "sizes", "waits", "ends", "started", "elapsed"):
+        for name in ("job_ids", "sizes", "waits", "ends", "started", "elapsed", "queued"):
             column = getattr(self, name)
             setattr(taken, name, column[:jobs])
             setattr(self, name, column[jobs:])
@@ -168,21 +170,24 @@ PACKET_SECONDS = 0.01
 class Pace:
     """How fast a kind has been: how many of its jobs go into a packet, and how long one takes."""
 
-    __slots__ = ("_recent", "_streak", "mean")
+    __slots__ = ("_recent", "_streak", "mean", "own")
 
     def __init__(self) -> None:
         self.mean = 0.05
         """Seconds; a guess until something has run."""
-        self._recent: deque[tuple[int, float]] = deque(maxlen=20)
+        self.own = 0.05
+        """Seconds in itself, without those for which it waited for a processor: elsewhere it would wait as well."""
+        self._recent: deque[tuple[int, float, float]] = deque(maxlen=20)
         self._streak = 0
 
-    def note(self, runs: int, seconds: float, *, slow: bool = False) -> None:
-        """Take in `runs` runs that took `seconds` together; whether one of them was slow in itself."""
-        self._recent.append((runs, seconds))
-        self.mean = max(1e-6, sum(s for _, s in self._recent) / sum(r for r, _ in self._recent))
+    def note(self, runs: int, seconds: float, queued: float = 0.0, *, slow: bool = False) -> None:
+        """Take in `runs` runs that took `seconds` together, `queued` of it for a processor; whether one was slow."""
+        self._recent.append((runs, seconds, seconds - queued))
+        number, took, own = map(sum, zip(*self._recent, strict=True))
+        self.mean, self.own = max(1e-6, took / number), max(1e-6, own / number)
         self._streak = 0 if slow else self._streak + runs
 
     def packet_size(self) -> int:
         """Return how many jobs of this kind travel together: one after a slow run, then ever more."""
         grown = 1 << min(7, self._streak // STREAK)
-        return max(1, min(QUICK, grown, int(PACKET_SECONDS / self.mean)))
+        return max(1, min(QUICK, grown, int(PACKET_SECONDS / self.own)))

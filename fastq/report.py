@@ -35,13 +35,13 @@ class Writer:
         self._sent = 0
         self._held = 0
 
-    def hold(self, end: int, flags: int, job_id: int, started: int, elapsed: int) -> None:
+    def hold(self, end: int, queued: int, job_id: int, started: int, elapsed: int) -> None:
         """Report a run of which nothing is said, and that need not be heard of at once: a frame without a body."""
         held = self._held
         if held > PAGE_BYTES - FRAME.size:
             self.send()
             held = 0
-        FRAME.pack_into(self._page, held, MARK, end, flags, 0, job_id, started, elapsed)
+        FRAME.pack_into(self._page, held, MARK, end, queued, 0, job_id, started, elapsed)
         self._held = held = held + FRAME.size
         self._words[END] = self._sent + held  # not before the whole of it stands there
 

@@ -35,8 +35,8 @@ RESULT_BYTES = 1024 * 1024
 
 PROGRESS_BYTES = 64 * 1024
 
-HOLD_NS = 2_000_000
-"""What is reported is held back no longer than about this."""
+HOLD_NS = 10_000_000
+"""What is reported is held back for no more work than this; in time it may be longer, where many want a processor."""
 
 SPAWN_NS = 100_000
 """No run that is shorter has started a process."""
@@ -44,11 +44,14 @@ SPAWN_NS = 100_000
 ZOMBIES = 20
 """Packets that may find a dead process here before all the dead are reaped."""
 
-SLOW_NS = 2_000_000
-"""A run that takes longer in itself is slow: jobs of its kind travel alone for a while."""
+QUEUE_NS = 1_000_000
+"""Of a run that takes longer it is told how much of that it waited for a processor."""
+
+QUEUED_MAX_NS = 4_000_000_000_000
+"""More than this is not told: a frame has so much room for it."""
 
 GIVE_BACK_NS = 50_000_000
-"""After a run that took longer, the child gives back what it has not started, so that others can run it."""
+"""After a run that took longer in itself, the child gives back what it has not started, so that others can run it."""
 
 _REASONS = {
     wire.Interrupt.TIMEOUT: "timeout",
@@ -156,7 +159,7 @@ class Runner:
         global _current  # noqa: PLW0603 - there is one job in this process
         attempt, hold, clock = packet.attempt, self.report.hold, clock_gettime_ns
         started = clock(CLOCK_BOOTTIME)
-        send_by = started + HOLD_NS
+        unheard = 0
         jobs = zip(packet.job_ids, payloads, strict=True)
         _current = (self, kind, attempt, token, deadline)
         for job_id, payload in jobs:
@@ -166,19 +169,20 @@ class Runner:
                 os._exit(0)
             ended = clock(CLOCK_BOOTTIME)
             elapsed = ended - started
-            flags = 0
+            waited = 0
             if elapsed >= SPAWN_NS:
                 self._may_have_spawned = True
-                if elapsed >= SLOW_NS:  # in itself, or because it had to wait for a processor?
+                if elapsed >= QUEUE_NS:
                     queued, before = self._stat.queued(), queued
-                    flags = wire.SLOW if elapsed - (queued - before) >= SLOW_NS else 0
-            if body or ended > send_by:
-                self.report.send(wire.frame(end, flags, job_id, started, elapsed, body))
-                send_by = ended + HOLD_NS
+                    waited = min(queued - before, elapsed, QUEUED_MAX_NS)
+            unheard += elapsed - waited
+            if body or unheard > HOLD_NS:
+                self.report.send(wire.frame(end, waited // 1000, job_id, started, elapsed, body))
+                unheard = 0
                 ended = clock(CLOCK_BOOTTIME)  # the pipe may have been full
             else:
-                hold(end, flags, job_id, started, elapsed)
-            if elapsed >= GIVE_BACK_NS:
+                hold(end, waited // 1000, job_id, started, elapsed)
+            if elapsed - waited >= GIVE_BACK_NS:
                 if self._has_title:
                     setproctitle(f"{self._title} idle")
                     self._has_title = False

@@ -33,16 +33,14 @@ BODY_BYTES = 4 * 1024 * 1024
 """A longer body cannot come from an honest child: results end at 1 MiB, tracebacks far below."""
 
 _PACKET = struct.Struct("<16sHHid")  # token, kind, jobs, number of the run, deadline
-FRAME = struct.Struct("<BBHIqqq")
-"""The mark, the run's end, flags, length of the body, job, started (ns), elapsed (ns)."""
+FRAME = struct.Struct("<BBIIqqq")
+"""The mark, the run's end, queued (µs), length of the body, job, started (ns), elapsed (ns)."""
 MARK = 0xFA
 FRAME_SIZE = FRAME.size
 READY = 200
 """In place of a frame's end: the child is up and waits for its first packet."""
 PROGRESS = 201
 """In place of a frame's end: the body says how far the job is, which goes on."""
-SLOW = 1
-"""A frame's flag: this run itself was slow; not its process waiting for a processor."""
 
 
 class Interrupt(enum.IntEnum):
@@ -107,7 +105,8 @@ class Frames(NamedTuple):
     """What a child says of some runs, column by column: they come by the thousand, and mostly say but "done"."""
 
     ends: tuple[int, ...]
-    flags: tuple[int, ...]
+    queued: tuple[int, ...]
+    """Microseconds of these that the child was ready to run and had no processor."""
     job_ids: tuple[int, ...]
     started: tuple[int, ...]
     """CLOCK_BOOTTIME, nanoseconds."""
@@ -122,9 +121,9 @@ class Frames(NamedTuple):
 NO_FRAMES = Frames((), (), (), (), (), {}, {})
 
 
-def frame(end: int, flags: int, job_id: int, started: int, elapsed: int, body: bytes = b"") -> bytes:
+def frame(end: int, queued: int, job_id: int, started: int, elapsed: int, body: bytes = b"") -> bytes:
     """Return the bytes of a frame."""
-    return FRAME.pack(MARK, end, flags, len(body), job_id, started, elapsed) + body
+    return FRAME.pack(MARK, end, queued, len(body), job_id, started, elapsed) + body
 
 
 class FrameReader:
@@ -151,8 +150,8 @@ class FrameReader:
         self._rest = data[whole:]
         if not rows:
             return NO_FRAMES._replace(progress=progress) if progress else NO_FRAMES
-        _, ends, flags, _, job_ids, started, elapsed = zip(*rows, strict=True)
-        return Frames(ends, flags, job_ids, started, elapsed, bodies, progress)
+        _, ends, queued, _, job_ids, started, elapsed = zip(*rows, strict=True)
+        return Frames(ends, queued, job_ids, started, elapsed, bodies, progress)
 
     def check(self) -> None:
         """Raise ProtocolError if what followed the frames so far is no frame."""

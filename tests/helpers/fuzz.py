@@ -18,7 +18,7 @@ from fastq import wire
 
 Row = tuple[int, int, int, int, int, bytes]
 
-HEADER = struct.Struct("<BBHIqqq")
+HEADER = struct.Struct("<BBIIqqq")
 BATCH = 64
 """Frames in one stream."""
 
@@ -27,12 +27,12 @@ def plainly(data: bytes) -> tuple[list[Row], bool]:
     """Decode a stream of frames in the plainest way; also whether it ends in bytes that are no frame."""
     rows: list[Row] = []
     while len(data) >= HEADER.size:
-        mark, end, flags, length, job_id, started, elapsed = HEADER.unpack_from(data)
+        mark, end, queued, length, job_id, started, elapsed = HEADER.unpack_from(data)
         if mark != 0xFA or length > wire.BODY_BYTES:
             return rows, True
         if len(data) < HEADER.size + length:
             break
-        rows.append((end, flags, job_id, started, elapsed, data[HEADER.size : HEADER.size + length]))
+        rows.append((end, queued, job_id, started, elapsed, data[HEADER.size : HEADER.size + length]))
         data = data[HEADER.size + length :]
     return rows, False
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fastq import wire
 from fastq.job import Kind
 from fastq.outcome import End
-from fastq.runner import GIVE_BACK_NS, SLOW_NS
+from fastq.runner import GIVE_BACK_NS
 
 if TYPE_CHECKING:
     from sim.host import Host
@@ -169,9 +169,7 @@ class Child:
         self.world.end(run, end)
         self.run, job_id = None, self.packet.job_ids[self.at]
         body = b'{"retry_after": 0.3}' if end is End.SNOOZED else b'{"error": "no"}' if end is End.RAISED else b""
-        self.channel.report(
-            wire.frame(end, wire.SLOW if now - began >= SLOW_NS else 0, job_id, began, now - began, body)
-        )
+        self.channel.report(wire.frame(end, 0, job_id, began, now - began, body))
         self.at += 1
         if now - began >= GIVE_BACK_NS:
             for unstarted in self.packet.job_ids[self.at :]:

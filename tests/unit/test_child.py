@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fcntl import F_GETPIPE_SZ, fcntl, ioctl
@@ -377,9 +378,9 @@ class Pipe:
         self._reader = wire.FrameReader()
 
     def frames(self) -> list[tuple[int, int, int]]:
-        """Return job, end and flags of each frame that came since."""
+        """Return job, end and queued of each frame that came since."""
         frames = self._reader.feed(self.bytes())
-        return list(zip(frames.job_ids, frames.ends, frames.flags, strict=True))
+        return list(zip(frames.job_ids, frames.ends, frames.queued, strict=True))
 
     def bytes(self) -> bytes:
         """Return what came since."""
@@ -404,7 +405,7 @@ def pipe() -> Iterator[Pipe]:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no run count as slow because this machine is."""
-    monkeypatch.setattr(runner, "SLOW_NS", NEVER_SECONDS)
+    monkeypatch.setattr(runner, "QUEUE_NS", NEVER_SECONDS)
     monkeypatch.setattr(runner, "GIVE_BACK_NS", NEVER_SECONDS)
 
 
@@ -490,12 +491,48 @@ def test_after_a_long_run_what_has_not_begun_is_given_back(pipe: Pipe, monkeypat
     assert (ran, pipe.frames()) == ([1], [(1, End.RETURNED, 0), (2, End.UNSTARTED, 0), (3, End.UNSTARTED, 0)])
 
 
-def test_a_slow_run_is_marked(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs of its kind will travel alone for a while."""
+@pytest.fixture
+def crowd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the kernel say that this thread has waited for a processor all the time, and before its first run 5 ms."""
+    looks = iter([5_000_000, *[10**15] * 10])
+    monkeypatch.setattr(runner.SchedulerStat, "queued", lambda self: next(looks))
     monkeypatch.setattr(runner, "SPAWN_NS", 0)
-    monkeypatch.setattr(runner, "SLOW_NS", -(10**18))
+    monkeypatch.setattr(runner, "QUEUE_NS", 0)
+
+
+def test_it_is_told_how_long_a_run_waited_for_a_processor(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In microseconds, and only what it waited since the last look."""
+    looks = iter([5_000_000, 5_700_000, 5_700_000])
+    monkeypatch.setattr(runner.SchedulerStat, "queued", lambda self: next(looks))
+    monkeypatch.setattr(runner, "QUEUE_NS", 1_000_000)
+    run_packet(pipe, b"{}", b"{}", f=lambda: time.sleep(0.001))
+    assert pipe.frames() == [(1, End.RETURNED, 700), (2, End.RETURNED, 0)]
+
+
+@pytest.mark.usefixtures("crowd")
+def test_a_run_has_not_waited_for_longer_than_it_took(pipe: Pipe) -> None:
+    """Whatever the kernel says."""
     run_packet(pipe, b"{}", f=lambda: None)
-    assert pipe.frames() == [(1, End.RETURNED, wire.SLOW)]
+    frames = wire.FrameReader().feed(pipe.bytes())
+    assert frames.queued == (frames.elapsed[0] // 1000,)
+
+
+@pytest.mark.usefixtures("crowd")
+def test_a_wait_of_hours_fits_its_frame(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run may last for days on a machine that has too much to do."""
+    ticks = iter([0, 10**15, 10**15])
+    monkeypatch.setattr(runner, "clock_gettime_ns", lambda _: next(ticks))
+    run_packet(pipe, b"{}", f=lambda: None)
+    assert pipe.frames() == [(1, End.RETURNED, 4_000_000_000)]
+
+
+@pytest.mark.usefixtures("crowd")
+def test_a_run_that_only_waited_for_a_processor_gives_nothing_back(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another child would wait as well."""
+    monkeypatch.setattr(runner, "GIVE_BACK_NS", 1)
+    ran = []
+    run_packet(pipe, b"{}", b"{}", f=lambda: ran.append(current_job().id))
+    assert ([job for job, _, _ in pipe.frames()], ran) == ([1, 2], [1, 2])
 
 
 def test_a_failure_says_what_went_wrong(pipe: Pipe) -> None:

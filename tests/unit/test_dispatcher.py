@@ -185,6 +185,31 @@ def test_nothing_is_sent_ahead_of_a_kind_that_takes_long() -> None:
     assert world.has() == [[1]]
 
 
+def test_work_is_sent_ahead_of_a_kind_that_takes_long_because_processors_are_few() -> None:
+    """An idle child would get none either."""
+    world = World(quick=False)
+    world.paces[0].note(20, 20 * 0.08, 20 * 0.07)
+    world.claim(packet(1), packet(2))
+    assert world.has() == [[1], [2]]
+
+
+@pytest.mark.parametrize(("size", "queued"), [(2, 49_500), (1, 40_000)], ids=["for a processor", "in itself"])
+def test_a_run_counts_as_slow_when_it_is_so_in_itself(size: int, queued: int) -> None:
+    """Then jobs of its kind travel alone; not when it has waited for a processor."""
+    world = World()
+    assert world.paces[0].packet_size() == 2
+    world.claim(packet(1))
+    world.report(wire.frame(End.RETURNED, queued, 1, 1, 50_000_000))
+    assert world.paces[0].packet_size() == size
+
+
+def test_no_more_is_held_than_can_be_done_with_the_processors_there_are() -> None:
+    """What a run waits for one is part of how long it takes, and two tenths of a second are held for each child."""
+    world = World(16, quick=False)
+    world.paces[0].note(9 * STREAK, 9 * STREAK * 0.08, 9 * STREAK * 0.079)
+    assert world.dispatcher.room() == int(16 * 0.2 / 0.08)
+
+
 def test_a_suspect_waits_for_an_idle_child() -> None:
     """It has lost a master: it runs alone, with nothing before it."""
     world = World()

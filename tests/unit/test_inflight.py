@@ -262,6 +262,13 @@ def test_a_packet_takes_a_hundredth_of_a_second_at_most(expected: int, mean: flo
     assert pace((9 * STREAK, 9 * STREAK * mean, False)).packet_size() == expected
 
 
+def test_a_packet_may_take_longer_where_processors_are_few() -> None:
+    """A job of two milliseconds that waits six for a processor is still one of two."""
+    crowded = Pace()
+    crowded.note(9 * STREAK, 9 * STREAK * 0.008, 9 * STREAK * 0.006)
+    assert (crowded.packet_size(), crowded.mean, crowded.own) == (5, pytest.approx(0.008), pytest.approx(0.002))
+
+
 def test_one_slow_run_puts_a_kind_back_to_travelling_alone() -> None:
     """Others must not wait behind it."""
     assert pace((9 * STREAK, 0.0001, False), (1, 0.004, True)).packet_size() == 1

@@ -10,7 +10,7 @@ from fastq.wire import FrameReader, Frames, Packet, ProtocolError
 TOKEN = bytes(range(16))
 
 Row = tuple[int, int, int, int, int, bytes]
-"""End, flags, job, started, elapsed, body."""
+"""End, queued, job, started, elapsed, body."""
 
 ROWS: list[Row] = [
     (0, 0, 1, 10, 20, b""),
