@@ -130,7 +130,8 @@ class ChildDied(Event):
     """A child is gone. `how` says it in words, `reason` in one.
 
     That is exit or signal when it was not our doing, and else why we did it: stop, recycle, reload, shrink, fresh,
-    timeout, deadline, cpu, memory, cancel, lease, protocol, boot, template.
+    timeout, deadline, cpu, memory, cancel, lease, protocol, boot, template;
+    or guard, when the master's lease may have run out.
     """
 
     slot: int

@@ -31,7 +31,7 @@ KINDS_MAX = 200
 OUTCOMES = ("DONE", "FAILED", "PANIC", "CANCELLED", "RETRY", "SNOOZED", "RELEASED")
 REASONS = (
     "exit", "signal", "stop", "recycle", "reload", "shrink", "fresh", "timeout", "deadline", "cpu", "memory", "cancel",
-    "lease", "protocol", "boot", "template",
+    "lease", "guard", "protocol", "boot", "template",
 )  # fmt: skip
 STATES = ("starting", "serving", "draining", "stopped")
 PHASES = ("scheduled", "retrying", "blocked", "held")

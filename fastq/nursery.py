@@ -294,14 +294,12 @@ class Nursery:
             if not self._read_output(child):
                 break
         self._emit_output(child, child.channel.last_line())
-        if death.by_guard:
-            child.killed_for = child.killed_for or "lease"
-        reason = child.killed_for or ("signal" if death.is_signal else "exit")
+        reason = child.killed_for or ("guard" if death.by_guard else "signal" if death.is_signal else "exit")
         self._on_death(child, death)
         booted = child.phase is not Phase.STARTING  # now that its last words have been read
         cpu = death.user_seconds + death.system_seconds - child.usage.cpu_told
         self._emit(ChildDied(child.slot, child.pid, reason, str(death), max(0.0, cpu)))
-        if child.killed_for == "boot" or (child.killed_for is None and not booted):
+        if child.killed_for == "boot" or (reason in ("signal", "exit") and not booted):
             last: str = ["", *child.channel.tail.decode(errors="backslashreplace").splitlines()][-1]
             self._back_off(child.slot, f"{death}{last and f', and said last: {printable(last)}'}")
         self._forget(child)

@@ -156,7 +156,7 @@ def test_nobody_is_forked_while_the_lease_is_over(masters: Masters, postgres: Se
     until(lambda: master.text().count("database (heartbeat)") >= tries + 5, "it to try for the database on and on")
     deaths = [line for line in master.text().splitlines() if "killed by" in line]
     assert len(deaths) <= 12
-    assert [line for line in deaths if "(lease)" not in line] == []
+    assert [line for line in deaths if "(guard)" not in line] == []
     postgres.start()
     until(lambda: len(masters.children()) == 4, "its children again")
 
