@@ -89,6 +89,7 @@ class Completer:
     def finish(self, packet: Packet) -> None:
         """Take a packet whose runs have all ended."""
         self._ended[packet] = None
+        self._inflight.end(packet)
         self._gathered += len(packet.job_ids)
         self._stir(enough=self._gathered >= BATCH_ENOUGH or bool(packet.found))
 

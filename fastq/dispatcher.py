@@ -33,7 +33,8 @@ PREFETCH_SECONDS = 0.2
 """We hold what all children together finish in this time."""
 
 HELD_JOBS = 4096
-"""We hold no more than this, however fast the jobs."""
+"""We hold no more than this, however fast the jobs, and of what has ended and is to be written no more than twice this:
+where a commit takes its time, children would have nothing to do."""
 
 HELD_PACKETS = 4
 """Nor do we hold more packets than this for each child: what is claimed later may travel in larger ones."""
@@ -95,11 +96,12 @@ class Dispatcher:
         """Return how many jobs to claim: enough to keep all children busy for a moment, and no more."""
         if self._draining or self.held:
             return 0
-        held, ready = self._inflight.jobs, sum(child.phase is Phase.READY for child in self._children)
+        ended, ready = self._inflight.ended, sum(child.phase is Phase.READY for child in self._children)
+        held, most = self._inflight.jobs - ended, min(HELD_JOBS, 2 * HELD_JOBS - ended)
         paces = self._at_work()
         mean = max((pace.mean for pace in paces), default=0.05)
         size = max((pace.packet_size() for pace in paces), default=1)
-        target = min(HELD_JOBS, int(PREFETCH_SECONDS * ready / mean), HELD_PACKETS * ready * size)
+        target = min(most, int(PREFETCH_SECONDS * ready / mean), HELD_PACKETS * ready * size)
         if held <= target * 3 // 4:
             return max(target - held, self.idle() - self._waiting)
         return self.idle() - self._waiting

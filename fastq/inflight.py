@@ -114,7 +114,10 @@ class Inflight:
     def __init__(self) -> None:
         self._packets: dict[Key, Packet] = {}
         self._parts = 0
+        self._ended: dict[Key, int] = {}
         self.jobs = 0
+        self.ended = 0
+        """Of these: how many have ended, and wait to be written."""
 
     def __len__(self) -> int:
         return len(self._packets)
@@ -146,10 +149,17 @@ class Inflight:
                     self._packets[part.key] = part
         return [*parts, packet]
 
+    def end(self, packet: Packet) -> None:
+        """Note that all runs of a packet have ended."""
+        if packet in self:
+            self.ended += len(packet.job_ids) - self._ended.get(packet.key, 0)
+            self._ended[packet.key] = len(packet.job_ids)
+
     def remove(self, packet: Packet) -> None:
         """Forget a packet: its outcomes are written, or its lease is lost."""
         if self._packets.pop(packet.key, None) is not None:
             self.jobs -= len(packet.job_ids)
+            self.ended -= self._ended.pop(packet.key, 0)
 
     def lost(self, standing: Mapping[Key, int], before: int) -> list[Packet]:
         """Return the packets claimed before that time whose lease rows do not stand any more, with that many jobs."""

@@ -69,10 +69,15 @@ def test_the_books_are_right_after_any_splitting(jobs: list[Any], rounds: list[l
     for sizes in rounds:
         for held in inflight:
             inflight.split(held, *sizes)
+            inflight.end(held)
     assert (inflight.jobs, sum(len(held.job_ids) for held in inflight)) == (len(jobs), len(jobs))
     for held in inflight:
+        inflight.end(held)
+    assert inflight.ended == len(jobs)
+    for held in inflight:
         inflight.remove(held)
-    assert (inflight.jobs, len(inflight)) == (0, 0)
+        inflight.end(held)  # too late: it is not ours any more
+    assert (inflight.jobs, inflight.ended, len(inflight)) == (0, 0, 0)
 
 
 @given(st.lists(st.tuples(st.integers(1, 1000), st.floats(0, 1000), st.booleans()), max_size=60))

@@ -88,6 +88,25 @@ def make(connection: Answering, inflight: Inflight, dropped: list[Packet], *, bu
     )  # fmt: skip
 
 
+def test_what_has_ended_counts_as_such_until_it_is_written() -> None:
+    """So the dispatcher knows how much of what is held children can still run."""
+
+    async def write() -> None:
+        connection, inflight = Answering(), Inflight()
+        packet = Packet(TOKEN, 1, 0, 1, 0, 0, [1, 2], [2] * 2, [0.0] * 2, b"{}{}", 0)
+        inflight.add([packet])
+        completer = make(connection, inflight, [])
+        packet.end_all(End.UNSTARTED)
+        completer.finish(packet)
+        assert (inflight.jobs, inflight.ended) == (2, 2)
+        writing = asyncio.create_task(completer.run())
+        await asyncio.wait_for(completer.settled(), 5)
+        writing.cancel()
+        assert (inflight.jobs, inflight.ended) == (0, 0)
+
+    asyncio.run(write())
+
+
 def test_a_packet_that_is_broken_up_while_we_ask_is_not_taken_for_lost() -> None:
     """Its parts have no rows yet: the answer is about the whole."""
 

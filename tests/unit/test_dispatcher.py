@@ -17,7 +17,7 @@ import pytest
 from fastq import wire
 from fastq.channel import Channel
 from fastq.children import Child, Children, Phase, Press
-from fastq.dispatcher import Dispatcher
+from fastq.dispatcher import HELD_JOBS, Dispatcher
 from fastq.inflight import STREAK, Inflight, Pace, Packet
 from fastq.job import NO_LIMITS, Limits
 from fastq.outcome import End
@@ -208,6 +208,19 @@ def test_no_more_is_held_than_can_be_done_with_the_processors_there_are() -> Non
     world = World(16, quick=False)
     world.paces[0].note(9 * STREAK, 9 * STREAK * 0.08, 9 * STREAK * 0.079)
     assert world.dispatcher.room() == int(16 * 0.2 / 0.08)
+
+
+@pytest.mark.parametrize(("room", "ended"), [(HELD_JOBS, 1000), (1000, 2 * HELD_JOBS - 1000), (0, 3 * HELD_JOBS)])
+def test_what_waits_to_be_written_does_not_keep_children_from_work(room: int, ended: int) -> None:
+    """Unless it is so much that the database cannot be keeping up."""
+    world = World(16)
+    world.paces[0].note(7 * STREAK, 0.001)
+    for child in world.children:
+        child.packets.append(packet(child.slot + 1))
+    batch = packet(*range(1, ended + 1))
+    world.inflight.add([batch])
+    world.inflight.end(batch)
+    assert world.dispatcher.room() == room
 
 
 def test_a_suspect_waits_for_an_idle_child() -> None:
