@@ -33,8 +33,8 @@ PREFETCH_SECONDS = 0.2
 """We hold what all children together finish in this time."""
 
 HELD_JOBS = 4096
-"""We hold no more than this, however fast the jobs, and of what has ended and is to be written no more than twice this:
-where a commit takes its time, children would have nothing to do."""
+"""We hold no more than this that has not ended, however fast the jobs, and no more than twice this with what has ended
+and waits to be written: where a commit takes its time, children are to have work meanwhile."""
 
 HELD_PACKETS = 4
 """Nor do we hold more packets than this for each child: what is claimed later may travel in larger ones."""
