@@ -291,15 +291,14 @@ class Dispatcher:
             packet.ends += ends if not self._cancels else self._after_cancel(packet, ends)
             packet.started += frames.started[runs]
             packet.elapsed += frames.elapsed[runs]
-            packet.queued += frames.queued[runs]
             if frames.bodies:
                 packet.said |= {
                     job_id: frames.bodies[job_id] for job_id in frames.job_ids[runs] if job_id in frames.bodies
                 }
-            if max(frames.elapsed[runs]) >= SLOW_NS:
-                own = max(map(_own, frames.elapsed[runs], frames.queued[runs]))
-                if own >= SLOW_NS:
-                    self._paces[packet.kind].note(1, own / 1e9, slow=True)
+            if ran := len(ends) - ends.count(End.UNSTARTED):
+                elapsed, queued = frames.elapsed[runs], frames.queued[runs]
+                slow = max(elapsed) >= SLOW_NS and max(map(_own, elapsed, queued)) >= SLOW_NS
+                self._paces[packet.kind].note(ran, sum(elapsed) / 1e9, sum(queued) / 1e6, slow=slow)
             at += len(ends)
             child.runs += len(ends)
             child.since = packet.started[-1] + packet.elapsed[-1]
@@ -320,7 +319,6 @@ class Dispatcher:
                 return
             self._split(parts)
             packet = parts[0]
-        self._paces[packet.kind].note(ran, sum(packet.elapsed) / 1e9, sum(packet.queued) / 1e6)
         self._finish(packet)
 
     def _put_back(self, packet: Packet) -> None:

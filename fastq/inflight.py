@@ -46,8 +46,6 @@ class Packet:
     """When these began: CLOCK_BOOTTIME, nanoseconds; NEVER for one that did not."""
     elapsed: list[int] = field(default_factory=list)
     """How long they took, nanoseconds."""
-    queued: list[int] = field(default_factory=list)
-    """How much of that they waited for a processor, microseconds."""
     said: dict[int, bytes] = field(default_factory=dict)
     """By job: what its child said of its run, as JSON: a result, or an error with its traceback."""
     found: dict[int, tuple[str, dict[str, Any] | None]] = field(default_factory=dict)
@@ -86,18 +84,18 @@ class Packet:
     def end_all(self, end: int) -> None:
         """Note that none of its runs began, and why."""
         jobs = len(self.job_ids)
-        self.ends, self.started, self.elapsed, self.queued = [end] * jobs, [NEVER] * jobs, [0] * jobs, [0] * jobs
+        self.ends, self.started, self.elapsed = [end] * jobs, [NEVER] * jobs, [0] * jobs
 
     def forget_ends(self) -> None:
         """Note that its jobs are to be run after all."""
-        self.ends, self.started, self.elapsed, self.queued = [], [], [], []
+        self.ends, self.started, self.elapsed = [], [], []
 
     def take(self, jobs: int, number: int) -> Packet:
         """Take the first so many jobs out into a packet of their own, with what has ended of them."""
         taken = copy(self)
         size = sum(self.sizes[:jobs])
         taken.number, taken.body, self.body = number, self.body[:size], self.body[size:]
-        for name in ("job_ids", "sizes", "waits", "ends", "started", "elapsed", "queued"):
+        for name in ("job_ids", "sizes", "waits", "ends", "started", "elapsed"):
             column = getattr(self, name)
             setattr(taken, name, column[:jobs])
             setattr(self, name, column[jobs:])
