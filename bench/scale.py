@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 PROCS = (1, 2, 4, 8, 16)
 MASTERS = (1, 2, 4, 8)
+LONG = 5
+"""Masters get so many times the jobs of a drain: what comes up while others work would else be half of it."""
+
 QUEUES = (1, 10, 50)
 BACKLOGS = (10_000, 100_000, 1_000_000, 10_000_000)
 
@@ -24,7 +27,10 @@ MEASURED = 200_000
 def run(bench: Bench) -> Report:
     report = bench.report("scale", "More children, masters, queues, and a longer backlog")
     cases = {f"procs {procs}": partial(_scale, bench, procs=procs) for procs in PROCS}
-    cases |= {f"masters {masters}": partial(_scale, bench, procs=16 // masters, masters=masters) for masters in MASTERS}
+    cases |= {
+        f"masters {masters}": partial(_scale, bench, procs=16 // masters, masters=masters, jobs=LONG * bench.jobs)
+        for masters in MASTERS
+    }
     cases |= {f"queues {queues}": partial(_scale, bench, procs=bench.procs, queues=queues) for queues in QUEUES}
     tried = [backlog for backlog in BACKLOGS if backlog <= bench.backlog]
     cases |= {f"backlog {bench.some(backlog):,}": partial(_backlog, bench, bench.some(backlog)) for backlog in tried}
@@ -37,10 +43,10 @@ def run(bench: Bench) -> Report:
     return report
 
 
-def _scale(bench: Bench, *, procs: int, masters: int = 1, queues: int = 1) -> Figures:
+def _scale(bench: Bench, *, procs: int, masters: int = 1, queues: int = 1, jobs: int | None = None) -> Figures:
     """Drain with so many children for each of so many masters, jobs spread over so many queues."""
     figures = drain(
-        bench, FASTQ, fill=partial(fill, queues=queues), options=("--procs", str(procs)), copies=masters,
+        bench, FASTQ, jobs=jobs, fill=partial(fill, queues=queues), options=("--procs", str(procs)), copies=masters,
     )  # fmt: skip
     return {name: figures[name] for name in (RATE, CPU)}
 
