@@ -104,6 +104,10 @@ class Leaser:
         self._marks: dict[Lane, int] = {}
         self._bundled: set[Lane] = set()
         """Lanes that held bundles when we last looked."""
+        self._suspected = False
+        """Whether there were suspects when we last looked."""
+        self._were_all_busy = False
+        """Whether the last claim could take none, for want of an idle child."""
         self._turn = 0
         self._front_due = 0.0
         self._lanes_due = 0.0
@@ -128,7 +132,7 @@ class Leaser:
         self._wanted.set()
 
     def want(self) -> None:
-        """Say that there may be room for more."""
+        """Say that there may be room for more, or a child that is idle."""
         self._wanted.set()
 
     def stop(self) -> None:
@@ -146,6 +150,7 @@ class Leaser:
                 await self._wanted.wait()
                 continue
             self._called.clear()
+            self._wanted.clear()
             try:
                 if await self._claim_once(want):
                     await self._stay_awake()
@@ -188,6 +193,7 @@ class Leaser:
         queues = self._config.queues
         found = [(queue, lane) for queue, lane in rows if not queues or queue in queues]
         self._bundled = {lane for lane in found if lane[1] > BUNDLED}
+        self._suspected = any(SUSPECT < lane < BUNDLED for _, lane in found)
         known = self._marks
         lanes = dict.fromkeys([*found, *known])
         self._marks = {lane: known.get(lane, FRONT) for lane in list(lanes)[: max(len(found), LANES_KEPT)]}
@@ -232,6 +238,7 @@ class Leaser:
         served = self._served()
         numbers = {self._kinds[number].name: number for number in served}
         suspects = self._suspects()
+        self._were_all_busy = not suspects
         caps = [want if lane < SUSPECT else suspects for _, lane in lanes]
         self.token = uuid.uuid4()
         begun = monotonic()
@@ -309,9 +316,11 @@ class Leaser:
             self._quiet_since = now
 
     async def _wait(self, seconds: float) -> None:
+        """Wait for a call; or for a child, when there are suspects that only an idle one would get."""
+        event = self._wanted if self._suspected and self._were_all_busy else self._called
         try:
             async with asyncio.timeout(seconds * random.uniform(0.9, 1.1)):
-                await self._called.wait()
+                await event.wait()
         except TimeoutError:
             pass
 

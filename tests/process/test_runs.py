@@ -178,6 +178,18 @@ def test_a_sleeping_master_is_woken_by_notify(
     assert client.wait(client.enqueue(jobs.add, 1, 1), 20).result == 2
 
 
+def test_many_suspects_run_one_after_another_and_do_not_wait_for_a_poll(
+    masters: Masters, client: fastq.Client, connection: psycopg.Connection
+) -> None:
+    """Only an idle child gets a suspect, so that a claim brings few; the next is made as soon as a child is idle again."""
+    for _ in range(100):
+        client.enqueue(jobs.nap, 0.01)
+    connection.execute("UPDATE fastq.ready SET lane = lane + 10, lost = 1")
+    masters.start("--poll", "60", procs=2)
+    until(lambda: is_quiet(connection), "all to end")
+    assert outcomes(connection) == {"DONE": 100}
+
+
 def test_two_masters_share_the_work(masters: Masters, client: fastq.Client, connection: psycopg.Connection) -> None:
     """Each job is run by one of them, and both run some."""
     masters.start(procs=2)

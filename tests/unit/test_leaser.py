@@ -155,3 +155,45 @@ def test_a_master_that_sleeps_looks_at_the_front_at_once(monkeypatch: pytest.Mon
     monkeypatch.setattr(world.leaser, "_wait", wait)
     asyncio.run(world.leaser.run())
     assert claims == [True] * len(claims)
+
+
+@pytest.mark.parametrize("lane", [12, 2], ids=["suspects", "others"])
+def test_suspects_that_found_no_idle_child_are_claimed_when_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, lane: int
+) -> None:
+    """However seldom the master polls. Who is busy with other things than suspects does not ask after each run."""
+    world = World(monkeypatch, look=0.0)
+    claims: list[int] = []
+    idle = 0
+    slept = asyncio.Event()
+
+    async def fetch(statement: str, *_: Any, **values: Any) -> list[Any]:
+        world.now += 100.0
+        if statement == "claim":
+            claims.extend(values["caps"])
+        return [("default", lane)] if statement == "lanes" else []
+
+    async def work() -> None:
+        nonlocal idle
+        running = asyncio.create_task(world.leaser.run())
+        await asyncio.wait_for(slept.wait(), 10)
+        asked, idle = len(claims), 4
+        world.leaser.want()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert claims[asked:] == ([4] if lane == 12 else [])
+        world.leaser.stop()
+        await asyncio.wait_for(running, 10)
+
+    wait = world.leaser._wait
+
+    async def told(seconds: float) -> None:
+        if seconds > 0.5:  # no quick poll any more
+            slept.set()
+        await wait(seconds)
+
+    monkeypatch.setattr(world, "fetch", fetch)
+    monkeypatch.setattr(world, "is_pooled", False, raising=False)
+    monkeypatch.setattr(world.leaser, "_wait", told)
+    monkeypatch.setattr(world.leaser, "_suspects", lambda: idle)
+    asyncio.run(work())
