@@ -131,6 +131,11 @@ class Leaser:
         self._called.set()
         self._wanted.set()
 
+    def doubt(self) -> None:
+        """Ask for a NOTIFY anew when there is nothing: a server that comes back may have forgotten who asked."""
+        self._asleep = False
+        self.call()
+
     def want(self) -> None:
         """Say that there may be room for more, or a child that is idle."""
         self._wanted.set()

@@ -317,6 +317,7 @@ class Life:
     def _doubt(self) -> None:
         self._completer.doubt()
         self._keeper.doubt()
+        self._leaser.doubt()
 
     def _due_soon(self) -> None:
         self._keeper.due_soon()

@@ -111,6 +111,16 @@ def test_a_restart_loses_and_doubles_nothing(masters: Masters, postgres: Server,
     assert masters.started[0].stop() == 0
 
 
+def test_a_master_that_slept_through_a_crash_is_woken_again(masters: Masters, postgres: Server) -> None:
+    """Who wants a NOTIFY stands in an unlogged table, which a crash empties; nobody polls here."""
+    masters.start("--poll", "60", procs=1)
+    until(lambda: postgres.query("SELECT worker FROM fastq.sleeper"), "it to sleep")
+    postgres.restart("immediate")
+    until(lambda: postgres.query("SELECT worker FROM fastq.sleeper"), "it to ask again")
+    with fastq.Client(postgres.dsn) as client:
+        assert client.wait(client.enqueue(jobs.add, 2, 3), 20).result == 5
+
+
 def test_outcomes_are_kept_while_postgres_is_away(masters: Masters, postgres: Server, tmp_path: Path) -> None:
     """Jobs that run when it goes end while it is gone; what became of them is written when it is back."""
     master = masters.start(procs=4)

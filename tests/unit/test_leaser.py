@@ -197,3 +197,28 @@ def test_suspects_that_found_no_idle_child_are_claimed_when_there_is_one(
     monkeypatch.setattr(world.leaser, "_wait", told)
     monkeypatch.setattr(world.leaser, "_suspects", lambda: idle)
     asyncio.run(work())
+
+
+def test_a_server_that_comes_back_is_asked_for_a_notify_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sleeps stands in a table that does not outlive a crash."""
+    world = World(monkeypatch, look=0.0)
+
+    async def fetch(statement: str, *_: Any, **__: Any) -> list[Any]:
+        world.asked.append(statement)
+        return []
+
+    async def wait(_: float) -> None:
+        naps = world.asked.count("fall_asleep"), world.asked.count("claim")
+        if naps[1] < 8:
+            assert naps[0] == 1
+        elif naps[0] == 1:
+            world.leaser.doubt()
+        else:
+            world.leaser.stop()
+
+    monkeypatch.setattr(world, "fetch", fetch)
+    monkeypatch.setattr(world, "is_pooled", False, raising=False)
+    monkeypatch.setattr(world.leaser, "_wait", wait)
+    world.leaser._marks = {("default", 2): FRONT}
+    asyncio.run(asyncio.wait_for(world.leaser.run(), 10))
+    assert world.asked.count("fall_asleep") == 2
