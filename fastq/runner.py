@@ -175,6 +175,9 @@ class Runner:
                 if elapsed >= QUEUE_NS:
                     queued, before = self._stat.queued(), queued
                     waited = min(queued - before, elapsed, QUEUED_MAX_NS)
+                    if self._has_title:
+                        setproctitle(f"{self._title} idle")
+                        self._has_title = False
             unheard += elapsed - waited
             if body or unheard > HOLD_NS:
                 self.report.send(wire.frame(end, waited // 1000, job_id, started, elapsed, body))
@@ -183,9 +186,6 @@ class Runner:
             else:
                 hold(end, waited // 1000, job_id, started, elapsed)
             if elapsed - waited >= GIVE_BACK_NS:
-                if self._has_title:
-                    setproctitle(f"{self._title} idle")
-                    self._has_title = False
                 for unstarted, _ in jobs:
                     hold(End.UNSTARTED, 0, unstarted, ended, 0)
             started = ended  # of the next, which begins now: that spares it a look at the clock

@@ -535,6 +535,23 @@ def test_a_run_that_only_waited_for_a_processor_gives_nothing_back(pipe: Pipe, m
     assert ([job for job, _, _ in pipe.frames()], ran) == ([1, 2], [1, 2])
 
 
+@pytest.mark.usefixtures("crowd")
+def test_a_title_goes_with_its_run_although_that_only_waited_for_a_processor(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the process would seem to be at a job that has ended, until a run of its kind takes long."""
+    titles: list[str] = []
+    monkeypatch.setattr(runner, "GIVE_BACK_NS", 50_000_000)
+    monkeypatch.setattr(runner, "setproctitle", titles.append)
+
+    def handler() -> None:
+        os.pwrite(pipe.words, WORDS.pack(0, 1, 3, wire.Interrupt.TITLE), 0)
+        signal.raise_signal(INTERRUPT)
+
+    run_packet(pipe, b"{}", f=handler)
+    assert titles == [f"fastq: child 0 f #1 since {titles[0][-8:]}", "fastq: child 0 idle"]
+
+
 def test_a_failure_says_what_went_wrong(pipe: Pipe) -> None:
     """In the body of its frame."""
     run_packet(pipe, b"{}", f=inner)
