@@ -16,7 +16,7 @@ from dataclasses import asdict
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from fastq import wire
+from fastq import __version__, wire
 from fastq.errors import AppImportError, FastqError
 from fastq.job import Kind
 
@@ -155,10 +155,11 @@ class Link:
         match notice["event"]:
             case "ready":
                 self.sockets = notice["sockets"]
-                try:
+                if (version := notice.get("version")) == __version__:
                     self._ready.set_result([kind and Kind(**kind) for kind in notice["kinds"]])
-                except TypeError as error:  # fastq itself was replaced beneath us
-                    self._ready.set_exception(AppImportError(f"app {self._config.app!r}: restart the master: {error}"))
+                else:  # its children would speak to us in other words
+                    text = f"this master is fastq {__version__}, and {version} is installed by now: restart it"
+                    self._ready.set_exception(AppImportError(f"app {self._config.app!r}: {text}"))
             case "failed":
                 self._stop_hearing()  # it exits now, and that is no news
                 self._ready.set_exception(AppImportError(notice["error"], notice["traceback"]))

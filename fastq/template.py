@@ -8,7 +8,8 @@ master is stopped or cut off.
 It is told what to do, and tells what happened, by notices over one SEQPACKET socket:
 
     from the master                          to the master
-    {"do": "import", app, known, ...}        {"event": "ready", kinds, sockets} or {"event": "failed", error, traceback}
+    {"do": "import", app, known, ...}        {"event": "ready", version, kinds, sockets},
+                                             or {"event": "failed", error, traceback}
     {"do": "fork", slot, serial} + 5 fds     {"event": "born", serial, pid} + pidfd, or {"event": "unborn", ...}
     {"do": "ping"}                           {"event": "pong"}
                                              {"event": "died", serial, pid, code, status, ...}
@@ -36,7 +37,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from setproctitle import setproctitle
 
-from fastq import child, records, strays, wire
+from fastq import __version__, child, records, strays, wire
 from fastq.app import load_app
 from fastq.config import ChildLimits
 from fastq.errors import AppImportError, FastqError
@@ -144,7 +145,8 @@ class Template:
         self._app, self._spare = app, strays.own_children()
         self._handlers = [app.handlers.get(name) for name in dict.fromkeys([*known, *app.handlers])]
         sockets = [name for fd, name in _sockets().items() if fd not in before][:SOCKETS]
-        self._tell(event="ready", kinds=[handler and handler.kind for handler in self._handlers], sockets=sockets)
+        kinds = [handler and handler.kind for handler in self._handlers]
+        self._tell(event="ready", version=__version__, kinds=kinds, sockets=sockets)
 
     def _fork(self, slot: int, serial: int, fds: list[int]) -> None:
         assert self._app is not None, "fork before import"

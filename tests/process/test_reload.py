@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -222,6 +224,30 @@ def test_a_version_whose_children_do_not_start_leaves_the_old_ones_serving(
     until(lambda: is_renewed(masters, old, 2), "new children", seconds=60)
     assert client.wait(client.enqueue("version"), 20).result == 2
     clean(masters, connection)
+
+
+def test_a_reload_after_fastq_itself_was_upgraded_is_refused(
+    masters: Masters, client: fastq.Client, app: Path, tmp_path: Path
+) -> None:
+    """The new children would speak to the old master in other words; the log says what to do, and the old ones serve.
+
+    When the old template is lost there is nothing left to serve with: the master ends, and who supervises it starts the
+    new one.
+    """
+    installed = tmp_path / "site" / "fastq"
+    shutil.copytree(Path(fastq.__file__).parent, installed, ignore=shutil.ignore_patterns("__pycache__"))
+    environ = {"PYTHONPATH": str(installed.parent), "PYTHONSAFEPATH": "1"}
+    master = masters.start(app=str(app), procs=1, environ=environ)
+    about = installed / "__init__.py"
+    about.write_text(about.read_text().replace(f'"{fastq.__version__}"', '"9.9.9"'))
+    master.signal(signal.SIGHUP)
+    said = f"this master is fastq {fastq.__version__}, and 9.9.9 is installed by now: restart it"
+    until(lambda: said in master.text(), "it to refuse")
+    assert client.wait(client.enqueue("version"), 20).result == 0
+    until(lambda: len(templates(masters)) == 1, "the new template to go")
+    os.kill(templates(masters)[0], signal.SIGKILL)
+    assert master.wait() == 3
+    assert master.text().count(said) == 2
 
 
 def test_a_hup_during_a_reload_is_not_forgotten(
