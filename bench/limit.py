@@ -65,7 +65,9 @@ def _move(database: Database) -> tuple[float, dict[str, float]]:
         psycopg.connect(master_conninfo(database.dsn, "claim"), autocommit=True, prepare_threshold=0) as claims,
         psycopg.connect(master_conninfo(database.dsn, "outcome"), autocommit=True, prepare_threshold=0) as outcomes,
     ):
-        claims.execute(statements()["register"], {"worker": worker, "pid": 0, "host": "bench", "name": "limit"})
+        claims.execute(
+            statements()["register"], {"worker": worker, "pid": 0, "host": "bench", "name": "limit", "lease": 15.0}
+        )
         before = [cpu.used(connection.info.backend_pid) for connection in (claims, outcomes)]
         begun = time.perf_counter()
         ending = threading.Thread(target=_end_all, args=(outcomes, worker, claimed))

@@ -184,16 +184,15 @@ class Keeper:
         answered = clock_gettime_ns(CLOCK_BOOTTIME)  # a number was there at the latest when it came, not when we asked
         self._seen = {
             worker: seen if (seen := self._seen.get(worker)) and seen[0] == beat else (beat, answered)
-            for worker, beat, revoked, _ in rows
+            for worker, beat, _, revoked, _ in rows
             if not revoked
         }
-        silent = [worker for worker, (_, since) in self._seen.items() if asked - since >= self._config.lease * 1e9]
-        proven = [
+        dead = {
             worker
-            for worker, _, revoked, host in rows
-            if not revoked and host == self._host and lifeline.is_dead(worker)
-        ]
-        dead = set(silent) | set(proven)
+            for worker, _, lease, revoked, host in rows
+            if not revoked
+            and (asked - self._seen[worker][1] >= lease * 1e9 or (host == self._host and lifeline.is_dead(worker)))
+        }
         if dead:
             beats = [self._seen[worker][0] for worker in dead]
             rows = await self._connection.fetch("revoke", STATEMENT_SECONDS, workers=list(dead), heartbeats=beats)

@@ -245,7 +245,10 @@ class Life:
 
     async def _register(self) -> bool:
         """Make the row of this life; False when a stop was asked for before the database took it."""
-        row = {"worker": self._worker, "pid": os.getpid(), "host": lifeline.host_id(), "name": self._config.name}
+        row = {
+            "worker": self._worker, "pid": os.getpid(), "host": lifeline.host_id(), "name": self._config.name,
+            "lease": self._config.lease,
+        }  # fmt: skip
         self._is_known = True
         while not self._stop.asked.is_set():
             try:

@@ -1,4 +1,4 @@
--- First half of a rescue: revokes workers whose heartbeat still has the number that was seen for a whole lease.
+-- First half of a rescue: revokes workers whose heartbeat still has the number that was seen for their whole lease.
 -- A worker whose row is locked is alive (it claims, or its heartbeat is on the way) or another rescuer's: skipped.
 WITH dead AS MATERIALIZED (
     SELECT worker.id FROM fastq.worker, unnest(%(workers)s::uuid[], %(heartbeats)s::bigint[]) AS silent (id, heartbeat)

@@ -1,2 +1,2 @@
--- The other masters and their heartbeat numbers, for a rescuer to watch.
-SELECT id, heartbeat, revoked, host FROM fastq.worker WHERE id <> %(worker)s
+-- The other masters, their heartbeat numbers and their leases, for a rescuer to watch.
+SELECT id, heartbeat, lease, revoked, host FROM fastq.worker WHERE id <> %(worker)s

@@ -90,7 +90,7 @@ class Session:
     def register(self) -> UUID:
         """Make a worker row and return its id."""
         worker = uuid.uuid4()
-        self.run("register", worker=worker, pid=1, host="host", name=self.name)
+        self.run("register", worker=worker, pid=1, host="host", name=self.name, lease=15.0)
         return worker
 
     def enqueue(self, *payloads: str, n: int = 1, **columns: Any) -> list[int]:

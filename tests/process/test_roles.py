@@ -147,9 +147,9 @@ def test_a_master_that_lacks_rights_says_all_of_them(
 def test_a_newer_schema_gives_the_roles_what_it_needs(connection: psycopg.Connection) -> None:
     """A migration is followed by the grants where the roles are in use; elsewhere nothing is made."""
     schema.make_roles(connection)
-    connection.execute("REVOKE ALL ON fastq.job FROM fastq_reader; DELETE FROM fastq.migration WHERE number = 6")
-    connection.execute("DROP TABLE fastq.environment")
-    assert schema.migrate(connection) == ["0006_environment"]
+    connection.execute("REVOKE ALL ON fastq.job FROM fastq_reader; DELETE FROM fastq.migration WHERE number = 7")
+    connection.execute("ALTER TABLE fastq.worker DROP COLUMN lease")
+    assert schema.migrate(connection) == ["0007_lease"]
     assert connection.execute("SELECT has_table_privilege('fastq_reader', 'fastq.job', 'SELECT')").fetchone() == (True,)
 
 

@@ -286,8 +286,8 @@ class Database:
 
     # Workers.
 
-    def _register(self, now: float, worker: UUID, host: str, **_: Any) -> None:
-        self.tables.worker.setdefault(worker, {"heartbeat": 0, "revoked": False, "host": host})
+    def _register(self, now: float, worker: UUID, host: str, lease: float, **_: Any) -> None:
+        self.tables.worker.setdefault(worker, {"heartbeat": 0, "revoked": False, "host": host, "lease": lease})
 
     def _unregister(self, now: float, worker: UUID) -> None:
         if not any(row["worker"] == worker for row in self.tables.lease.values()):
@@ -305,7 +305,7 @@ class Database:
 
     def _workers(self, now: float, worker: UUID) -> list[tuple[Any, ...]]:
         return [
-            (other, row["heartbeat"], row["revoked"], row["host"])
+            (other, row["heartbeat"], row["lease"], row["revoked"], row["host"])
             for other, row in self.tables.worker.items()
             if other != worker
         ]

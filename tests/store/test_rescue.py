@@ -67,14 +67,14 @@ def test_a_row_is_made_once(session: Session) -> None:
     """Said again when the answer was lost, it changes nothing."""
     session.run("heartbeat", worker=session.worker)
     before = session.everything()
-    session.run("register", worker=session.worker, pid=2, host="elsewhere", name="again")
+    session.run("register", worker=session.worker, pid=2, host="elsewhere", name="again", lease=7.0)
     assert session.everything() == before
 
 
 def test_a_rescuer_sees_all_workers_but_itself(session: Session, rescuer: Session) -> None:
-    """With the numbers of their heartbeats."""
+    """With the numbers of their heartbeats, and how long each may be silent."""
     session.run("heartbeat", worker=session.worker)
-    assert rescuer.run("workers", worker=rescuer.worker) == [(session.worker, 1, False, "host")]
+    assert rescuer.run("workers", worker=rescuer.worker) == [(session.worker, 1, 15.0, False, "host")]
 
 
 # Revocations.

@@ -37,13 +37,15 @@ class Server:
         """Seconds until a statement is carried out: our turn on the connection comes late, or the server has it wait."""
         self.last_beat = 1e9
         """After this the other is silent."""
+        self.lease = LEASE
+        """The other's own."""
         self.revoked: list[UUID] = []
 
     async def fetch(self, statement: str, seconds: float, **values: Any) -> list[Any]:
         self.clock.now += self.delay
         beat = int(min(self.clock.now, self.last_beat) / 5)
         if statement == "workers":
-            return [(OTHER, beat, False, "elsewhere")]
+            return [(OTHER, beat, self.lease, False, "elsewhere")]
         assert statement == "revoke"
         if values["heartbeats"] == [beat]:
             self.revoked += values["workers"]
@@ -69,6 +71,18 @@ def look(keeper: Keeper, clock: Clock, until: float) -> None:
     while clock.now < until:
         asyncio.run(keeper._revoke_dead())
         clock.now += 2.0
+
+
+@pytest.mark.parametrize("lease", [5.0, 60.0])
+def test_a_master_is_judged_by_its_own_lease(clock: Clock, lease: float) -> None:
+    """Its runs go on for that long; ours may be another, as while a new --lease is rolled out."""
+    server = Server(clock)
+    server.last_beat, server.lease = 100.0, lease
+    ours = make(server)
+    look(ours, clock, 100.0 + lease)
+    assert server.revoked == []
+    look(ours, clock, 104.0 + lease)
+    assert OTHER in server.revoked
 
 
 def test_a_master_that_is_silent_for_a_lease_is_revoked(clock: Clock) -> None:
