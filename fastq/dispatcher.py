@@ -97,14 +97,14 @@ class Dispatcher:
         if self._draining or self.held:
             return 0
         ended, ready = self._inflight.ended, sum(child.phase is Phase.READY for child in self._children)
-        held, most = self._inflight.jobs - ended, min(HELD_JOBS, 2 * HELD_JOBS - ended)
+        fresh = len(self._backlog[FRESH])  # they wait for children that are not there yet, and hold up nobody else
+        held, most = self._inflight.jobs - ended - fresh, min(HELD_JOBS, 2 * HELD_JOBS - ended)
         paces = self._at_work()
         mean = max((pace.mean for pace in paces), default=0.05)
         size = max((pace.packet_size() for pace in paces), default=1)
         target = min(most, int(PREFETCH_SECONDS * ready / mean), HELD_PACKETS * ready * size)
-        if held <= target * 3 // 4:
-            return max(target - held, self.idle() - self._waiting)
-        return self.idle() - self._waiting
+        idle = self.idle() - self._waiting + fresh
+        return max(target - held, idle) if held <= target * 3 // 4 else idle
 
     @property
     def backlog(self) -> int:
@@ -122,7 +122,11 @@ class Dispatcher:
     def suspects(self) -> int:
         """Return how many suspects to claim: one for each idle child, or one to wait for the next that will be."""
         waiting = any(packet.is_suspect for queue in self._backlog for packet in queue)
-        return self.idle() or (0 if waiting else 1)
+        return max(0, self.idle() - len(self._backlog[FRESH])) or (0 if waiting else 1)
+
+    def can_run(self, kind: int) -> bool:
+        """Whether a child that is ready has this kind: after a reload a new one waits for the first that has."""
+        return any(child.phase is Phase.READY and child.can_run(kind) for child in self._children)
 
     def _at_work(self) -> Sequence[Pace]:
         """Return how fast the kinds are that are at work now; all, when none is."""

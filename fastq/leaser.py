@@ -41,6 +41,9 @@ CLAIM_JOBS = 1024
 FRONT = -(2**63)
 """Below every position."""
 
+BACK = 2**63 - 1
+"""Above every position."""
+
 FRONT_SHARE = 19
 """A claim from the front may follow when so many times its length has passed: 5 % of the time."""
 
@@ -89,6 +92,7 @@ class Leaser:
         *,
         room: Callable[[], int],
         suspects: Callable[[], int],
+        can_run: Callable[[int], bool],
         deliver: Callable[[list[Packet]], None],
     ) -> None:
         self._config = config
@@ -100,6 +104,7 @@ class Leaser:
         self._emit = emit
         self._room = room
         self._suspects = suspects
+        self._can_run = can_run
         self._deliver = deliver
         self._marks: dict[Lane, int] = {}
         self._bundled: set[Lane] = set()
@@ -108,6 +113,8 @@ class Leaser:
         """Whether there were suspects when we last looked."""
         self._were_all_busy = False
         """Whether the last claim could take none, for want of an idle child."""
+        self._lacks_children = False
+        """Whether there are kinds that no child has yet."""
         self._turn = 0
         self._front_due = 0.0
         self._lanes_due = 0.0
@@ -204,17 +211,24 @@ class Leaser:
         self._marks = {lane: known.get(lane, FRONT) for lane in list(lanes)[: max(len(found), LANES_KEPT)]}
 
     async def _claim(self, want: int, *, from_front: bool) -> int:
-        """Claim from our lanes. Bundles are taken whole where they fit, else one is taken apart when it is first."""
+        """Claim from our lanes. Bundles are taken whole where they fit, else one is taken apart when it is first.
+
+        A claim takes none of either sort that stands behind others in line. Where these are locked (somebody acts on
+        their jobs in a transaction that is still open), they hold up nobody else: a bundle is taken apart whatever
+        stands before it, and its jobs are claimed from where it stood; where all bundles are locked, they are passed.
+        """
+        passed: set[Lane] = set()
         while True:
             bundled = [_above(lane) for lane in self._order() if _above(lane) in self._bundled]
-            got = await self._claim_lanes(want, from_front=from_front)
+            got = await self._claim_lanes(want, from_front=from_front, passed=passed)
             if got or not bundled:
                 return got
-            if want < BUNDLE_JOBS and await self._loosen(bundled, from_front=from_front):
-                return await self._claim_lanes(want, from_front=from_front)
+            if (from_front or want < BUNDLE_JOBS) and await self._loosen(bundled, from_front=from_front):
+                return await self._claim_lanes(want, from_front=False)
             if not from_front:
                 return 0
-            self._bundled.difference_update(bundled)  # there are none any more: those behind them have their turn
+            passed.update(bundled)
+            self._bundled.difference_update(bundled)  # there are none to be had: those behind them have their turn
 
     async def _loosen(self, lanes: Sequence[Lane], *, from_front: bool) -> bool:
         """Have the first bundle of these lanes taken apart; whether there was one."""
@@ -233,9 +247,12 @@ class Leaser:
         return self._marks.get(lane, FRONT)
 
     def _served(self) -> list[int]:
-        return [number for number in range(len(self._kinds)) if number not in self.withdrawn]
+        wanted = [number for number in range(len(self._kinds)) if number not in self.withdrawn]
+        served = [number for number in wanted if self._can_run(number)]
+        self._lacks_children = len(served) < len(wanted)
+        return served
 
-    async def _claim_lanes(self, want: int, *, from_front: bool) -> int:
+    async def _claim_lanes(self, want: int, *, from_front: bool, passed: AbstractSet[Lane] = frozenset()) -> int:
         self._turn += 1
         lanes = self._order()
         if not lanes or want <= 0:
@@ -245,6 +262,10 @@ class Leaser:
         suspects = self._suspects()
         self._were_all_busy = not suspects
         caps = [want if lane < SUSPECT else suspects for _, lane in lanes]
+
+        def start(lane: Lane) -> int:
+            return FRONT if from_front else self._mark(lane)
+
         self.token = uuid.uuid4()
         begun = monotonic()
         try:
@@ -255,8 +276,8 @@ class Leaser:
                 token=self.token,
                 queues=[queue for queue, _ in lanes],
                 lanes=[lane for _, lane in lanes],
-                marks=[FRONT if from_front else self._mark(lane) for lane in lanes],
-                bundle_marks=[FRONT if from_front else self._mark(_above(lane)) for lane in lanes],
+                marks=[start(lane) for lane in lanes],
+                bundle_marks=[BACK if _above(lane) in passed else start(_above(lane)) for lane in lanes],
                 caps=caps,
                 kinds=list(numbers),
                 packets=[self._paces[number].packet_size() for number in served],
@@ -321,8 +342,8 @@ class Leaser:
             self._quiet_since = now
 
     async def _wait(self, seconds: float) -> None:
-        """Wait for a call; or for a child, when there are suspects that only an idle one would get."""
-        event = self._wanted if self._suspected and self._were_all_busy else self._called
+        """Wait for a call; or for a child, when suspects wait for an idle one or a kind for one that has it."""
+        event = self._wanted if (self._suspected and self._were_all_busy) or self._lacks_children else self._called
         try:
             async with asyncio.timeout(seconds * random.uniform(0.9, 1.1)):
                 await event.wait()

@@ -228,7 +228,8 @@ class Life:
         )  # fmt: skip
         self._leaser = Leaser(
             self._config, self._worker, kinds, paces, self._inflight, self._claims, self._emit,
-            room=self._dispatcher.room, suspects=self._dispatcher.suspects, deliver=self._dispatcher.deliver,
+            room=self._dispatcher.room, suspects=self._dispatcher.suspects, can_run=self._dispatcher.can_run,
+            deliver=self._dispatcher.deliver,
         )  # fmt: skip
         self._keeper = Keeper(
             self._config, self._worker, self._word, self._heart, self._claims, self._emit,

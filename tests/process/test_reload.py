@@ -38,6 +38,12 @@ def hold(path):
     return {version!r}
 """
 
+EXTRA = """
+@app.job
+def extra():
+    pass
+"""
+
 
 @pytest.fixture
 def client(dsn: str) -> Iterator[fastq.Client]:
@@ -207,22 +213,28 @@ def test_what_is_leased_of_a_kind_that_a_reload_loses_is_given_back(
 def test_a_version_whose_children_do_not_start_leaves_the_old_ones_serving(
     masters: Masters, client: fastq.Client, connection: psycopg.Connection, app: Path, tmp_path: Path, how: str
 ) -> None:
-    """However often they are tried: it could be imported, but its start hook fails. The log says so; a later one serves."""
+    """However often they are tried: it could be imported, but its start hook fails. The log says so; a later one serves.
+
+    What only the new version can run waits for one that starts, and for nobody that could run it meanwhile.
+    """
+    waiting = [client.enqueue("extra") for _ in range(20)]
     master, tried = masters.start(app=str(app), procs=2), tmp_path / "tried"
     until(lambda: len(masters.children()) == 2, "two children")
     old = {child.pid for child in masters.children()}
     does = "raise ValueError('not today')" if how == "raises" else "time.sleep(600)"
     hook = f"@app.on_child_start\ndef begin():\n    print('beginning', file=open({str(tried)!r}, 'a'))\n    {does}"
-    write(app, 1, hook)
+    write(app, 1, f"{EXTRA}\n{hook}")
     master.signal(signal.SIGHUP)
     until(lambda: tried.exists() and len(tried.read_text().splitlines()) >= (11 if how == "raises" else 2), "tries", 60)
     assert client.wait(client.enqueue("version"), 20).result == 0
     assert old <= {child.pid for child in masters.children()}
     assert ("ValueError: not today" in master.text()) is (how == "raises")
-    write(app, 2)
+    assert {client.get(job_id).status for job_id in waiting} == {"PENDING"}
+    write(app, 2, EXTRA)
     master.signal(signal.SIGHUP)
     until(lambda: is_renewed(masters, old, 2), "new children", seconds=60)
     assert client.wait(client.enqueue("version"), 20).result == 2
+    assert {client.wait(job_id, 20).status for job_id in waiting} == {"DONE"}
     clean(masters, connection)
 
 

@@ -190,6 +190,24 @@ def test_many_suspects_run_one_after_another_and_do_not_wait_for_a_poll(
     assert outcomes(connection) == {"DONE": 100}
 
 
+def test_a_transaction_left_open_on_one_job_holds_up_its_bundle_and_nobody_else(
+    masters: Masters, client: fastq.Client, connection: psycopg.Connection, dsn: str
+) -> None:
+    """Other bundles, single jobs behind them and lower priorities run; what was locked runs when it is let go."""
+    ids = client.enqueue_many(jobs.noop.job(n) for n in range(500))
+    behind = [client.enqueue(jobs.noop), client.enqueue(jobs.noop.options(priority=3).job())]
+    (locked,) = connection.execute("SELECT job_ids FROM fastq.bundle ORDER BY pos LIMIT 1").fetchone() or ([],)
+    with psycopg.connect(dsn) as other:
+        assert fastq.Client(other).cancel(locked[3]) == [locked[3]]
+        masters.start(procs=2)
+        for job_id in [*ids[len(locked) :], *behind]:
+            client.wait(job_id, 30)
+        assert outcomes(connection) == {"DONE": 502 - len(locked)}
+        other.commit()
+    until(lambda: is_quiet(connection), "all to end")
+    assert outcomes(connection) == {"DONE": 501, "CANCELLED": 1}
+
+
 def test_two_masters_share_the_work(masters: Masters, client: fastq.Client, connection: psycopg.Connection) -> None:
     """Each job is run by one of them, and both run some."""
     masters.start(procs=2)

@@ -292,6 +292,26 @@ def test_a_packet_that_a_child_cannot_run_does_not_keep_it_from_what_is_behind()
     assert (world.has(1), world.dispatcher.backlog) == ([[1], [3]], 0)
 
 
+def test_a_kind_is_run_here_when_a_child_that_is_ready_has_it() -> None:
+    """After a reload the first child of the new version makes the new kinds ours."""
+    world = World(2)
+    world.child(0).knows, world.child(1).knows = frozenset({0}), frozenset({0, 1})
+    world.child(1).phase = Phase.STARTING
+    assert [world.dispatcher.can_run(kind) for kind in (0, 1)] == [True, False]
+    world.child(1).phase = Phase.READY
+    assert [world.dispatcher.can_run(kind) for kind in (0, 1)] == [True, True]
+
+
+def test_what_waits_for_a_fresh_child_holds_up_nobody_else() -> None:
+    """It may be long until there is one; and no more is claimed of what would wait as well."""
+    world = World(4, quick=False)
+    for slot in range(4):
+        world.child(slot).runs = 7
+    before = world.dispatcher.room(), world.dispatcher.suspects()
+    world.claim(*(packet(n, deaths=1) for n in range(1, 5)))
+    assert (before, world.dispatcher.room(), world.dispatcher.suspects()) == ((16, 4), 16, 0)
+
+
 def test_a_kind_that_is_not_run_any_more_is_given_back_by_a_child_that_does_not_know_it() -> None:
     """Nobody else will, when a reload has lost it; what is behind runs."""
     world = World(kinds=2)

@@ -12,7 +12,7 @@ from fastq import leaser
 from fastq.config import Config
 from fastq.inflight import Inflight, Pace
 from fastq.job import Kind
-from fastq.leaser import FRONT, FRONT_SHARE, LANES_SECONDS, Leaser
+from fastq.leaser import BACK, FRONT, FRONT_SHARE, LANES_SECONDS, Leaser
 
 JOB = (1, "default", 2, "k", 1, 0, 0, 5, [7], [2], [0.0], 1, b"{}", None, 0.0)
 
@@ -32,7 +32,7 @@ class World:
         monkeypatch.setattr(leaser, "monotonic", lambda: self.now)
         self.leaser = Leaser(
             Config(app="app"), uuid.uuid4(), [Kind(name="k")], [Pace()], Inflight(), self, lambda _: None,  # type: ignore[arg-type]
-            room=lambda: 10, suspects=lambda: 1, deliver=lambda _: None,
+            room=lambda: 10, suspects=lambda: 1, can_run=lambda _: True, deliver=lambda _: None,
         )  # fmt: skip
 
     async def fetch(self, statement: str, _: float, **values: Any) -> list[Any]:
@@ -222,3 +222,69 @@ def test_a_server_that_comes_back_is_asked_for_a_notify_again(monkeypatch: pytes
     world.leaser._marks = {("default", 2): FRONT}
     asyncio.run(asyncio.wait_for(world.leaser.run(), 10))
     assert world.asked.count("fall_asleep") == 2
+
+
+def test_a_kind_that_no_child_has_yet_is_not_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a reload it waits for the first child of the new version, and is claimed when there is one."""
+    world = World(monkeypatch, look=0.0)
+    claims: list[list[str]] = []
+    known: set[int] = set()
+    slept = asyncio.Event()
+
+    async def fetch(statement: str, *_: Any, **values: Any) -> list[Any]:
+        world.now += 100.0
+        if statement == "claim":
+            claims.append(values["kinds"])
+        return [("default", 2)] if statement == "lanes" else []
+
+    wait = world.leaser._wait
+
+    async def told(seconds: float) -> None:
+        if seconds > 0.5:
+            slept.set()
+        await wait(seconds)
+
+    async def work() -> None:
+        running = asyncio.create_task(world.leaser.run())
+        await asyncio.wait_for(slept.wait(), 10)
+        known.add(0)
+        world.leaser.want()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert (claims[0], claims[-1]) == ([], ["k"])
+        world.leaser.stop()
+        await asyncio.wait_for(running, 10)
+
+    monkeypatch.setattr(world, "fetch", fetch)
+    monkeypatch.setattr(world, "is_pooled", False, raising=False)
+    monkeypatch.setattr(world.leaser, "_wait", told)
+    monkeypatch.setattr(world.leaser, "_can_run", known.__contains__)
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["taken apart", "locked"])
+def test_bundles_that_are_locked_hold_up_nobody(monkeypatch: pytest.MonkeyPatch, is_there: bool) -> None:
+    """One that is not is taken apart and claimed from where it stood; when there is none, what stands behind is claimed."""
+    world = World(monkeypatch, look=0.0)
+    asked: list[tuple[Any, ...]] = []
+
+    async def fetch(statement: str, *_: Any, **values: Any) -> list[Any]:
+        match statement:
+            case "lanes":
+                return [("default", 2), ("default", 22)]
+            case "loosen":
+                asked.append(("loosen", values["marks"]))
+                return [("default", 22, 500)] if is_there else []
+            case "claim":
+                asked.append(("claim", values["marks"], values["bundle_marks"]))
+                is_past = values["bundle_marks"] != [FRONT]
+                return [JOB] if is_past else []
+        return []
+
+    monkeypatch.setattr(world, "fetch", fetch)
+    assert asyncio.run(world.leaser._claim_once(500)) == 1
+    assert asked[-3:] == [
+        ("claim", [FRONT], [FRONT]),
+        ("loosen", [FRONT]),
+        ("claim", [FRONT], [500]) if is_there else ("claim", [FRONT], [BACK]),
+    ]
