@@ -404,7 +404,8 @@ class Dispatcher:
     def gone(self, child: Child) -> Packet | None:
         """Settle the account of a dead child: its last results count, and what it had not started goes to others.
 
-        Returns a packet of one job, the one it was running when it died, or None.
+        Returns a packet of one job, the one it was running when it died, or None. Where its results could not be read
+        it may have taken the next packet as well, and that one is given back.
         """
         while self.read(child):
             pass
@@ -414,9 +415,12 @@ class Dispatcher:
         if not child.packets:
             return None
         packet = child.packets.popleft()
+        for unheard in child.packets:
+            unheard.end_all(End.STOPPED)
+            self._finish(unheard)
+        child.packets.clear()
         if packet not in self._inflight:  # its lease is lost, and with it every job of it
             return None
-        assert not child.packets, "a child takes one packet at a time"
         parts = self._inflight.split(packet, len(packet.ends), 1)
         if len(parts) > 1:
             self._split(parts)

@@ -139,7 +139,12 @@ class FrameReader:
         return bool(self._rest)
 
     def feed(self, data: bytes) -> Frames:
-        """Return the frames that `data` completes, up to the first bytes that no child of ours writes (see `check`)."""
+        """Return the frames that `data` completes, up to the first bytes that no child of ours writes (see `check`).
+
+        Nothing counts that comes after these.
+        """
+        if self._bad:
+            return NO_FRAMES
         data = self._rest + data if self._rest else data
         whole = len(data) - len(data) % FRAME_SIZE
         rows = list(FRAME.iter_unpack(data[:whole]))

@@ -459,6 +459,19 @@ def test_an_idle_childs_death_is_nobodys_fault() -> None:
     assert World().die() is None
 
 
+def test_a_packet_that_was_taken_behind_results_that_cannot_be_read_is_given_back() -> None:
+    """Only the first is to blame; what its child had begun besides runs somewhere else."""
+    world = World()
+    world.claim(packet(1), packet(2, 3))
+    world.take()
+    world.take()
+    world.report(BAD + done(1))
+    culprit = world.die()
+    assert culprit is not None
+    assert (culprit.job_ids, world.killed) == ([1], ["protocol"])
+    assert [(p.job_ids, p.ends) for p in world.finished] == [([2, 3], [End.STOPPED] * 2)]
+
+
 def test_jobs_that_were_reported_before_bad_bytes_are_not_to_blame() -> None:
     """They have ended: the one that wrote the bytes is the next."""
     world = World()

@@ -163,3 +163,12 @@ def test_an_end_fits_into_its_byte() -> None:
     from fastq.outcome import End
 
     assert wire.READY not in set(End)
+
+
+def test_nothing_counts_after_bytes_that_are_no_frame() -> None:
+    """However well it looks: where it begins nobody knows, and who has written it neither."""
+    reader = wire.FrameReader()
+    assert reader.feed(b"x" * wire.FRAME_SIZE).ends == ()
+    assert reader.feed(wire.frame(1, 0, 1, 1, 1)).ends == ()
+    with pytest.raises(wire.ProtocolError):
+        reader.check()
