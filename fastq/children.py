@@ -115,6 +115,8 @@ class Child:
         """Forget what was done about a run that has ended."""
         if self.press is not None:
             self.channel.ask_to_stop(0)
+            if self.press.shown:
+                self.channel.take_dump()  # the next crash is not to be told with it
         self.press, self.titled, self.usage.job_id = None, 0, 0
 
     def can_run(self, kind: int) -> bool:

@@ -85,7 +85,15 @@ class CurrentJob:
             raise Cancel("cancelled while it ran")
 
     def progress(self, value: Any) -> None:
-        """Say how far the job is, in any JSON; others see the last one in `Job.progress`. Raises InvalidJob."""
+        """Say how far the job is, in any JSON; others see the last one in `Job.progress`.
+
+        Raises InvalidJob, and NoCurrentJob where the job does not run: after its end, or in a process that its handler
+        has forked, which may not speak for it.
+        """
+        if _is_stray:
+            raise NoCurrentJob("progress() works in the job's own process, and not in one that its handler has forked")
+        if _current is None or (_current[2], self._runner.job_id) != (self.attempt, self.id):
+            raise NoCurrentJob(f"progress(): job {self.id} has ended")
         try:
             body = codec.encode(value, PROGRESS_BYTES)
         except (TypeError, ValueError, RecursionError) as error:

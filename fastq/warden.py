@@ -82,21 +82,27 @@ class Warden:
         packet, job_id = child.packets[0], child.running
         press = child.press if child.press and child.press.job_id == job_id else None
         if press and press.shown:
-            if not self._read(child):
+            if self._goes_on(child, packet, job_id):
                 self._kill(child, press.why)
             return
         why = self._why(child, packet, now, measure=measure)
         if why and (press is None or press.why == "cancel" != why):
-            if not self._read(child):  # else it may have ended just now
+            if self._goes_on(child, packet, job_id):
                 child.press = Press(job_id, why, now)
                 self._ask(child, packet.attempt)
         elif press is not None:
-            if now - press.since >= self._grace(packet, press.why) * 1e9 and not self._read(child):
+            if now - press.since >= self._grace(packet, press.why) * 1e9 and self._goes_on(child, packet, job_id):
                 self._make_show(child)
         elif now - child.since > TITLE_NS and child.titled != job_id:
             child.titled = job_id
             child.channel.interrupt(job_id, packet.attempt, Interrupt.TITLE)
             self._interrupt(child)
+
+    def _goes_on(self, child: Child, packet: Packet, job_id: int) -> bool:
+        """Hear what the child has said, and whether this run goes on: its successor is not to be hit for it."""
+        self._read(child)
+        same = child.phase is not Phase.LEAVING and child.packets and child.packets[0] is packet
+        return bool(same and not packet.is_done and child.running == job_id)
 
     def _why(self, child: Child, packet: Packet, now: int, *, measure: bool) -> str | None:
         """Return what the present run must end for, if anything."""

@@ -81,6 +81,30 @@ def spin() -> None:
 
 
 @app.job(**SHORT)
+def talk() -> None:
+    """Say how far it is, without end."""
+    job = fastq.current_job()
+    for number in itertools.count():
+        job.progress(number)
+
+
+@app.job
+def speak_through_another() -> str:
+    """Let a process of its own say how far it is; return what came of that."""
+    job, (read, written) = fastq.current_job(), os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            job.progress(1)
+            said = "said"
+        except fastq.NoCurrentJob as error:
+            said = str(error)
+        os.write(written, said.encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return os.read(read, 1000).decode()
+
+
+@app.job(**SHORT)
 def sleep_on() -> None:
     time.sleep(600)
 

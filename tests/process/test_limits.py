@@ -46,6 +46,21 @@ def test_a_child_survives_a_limit_that_its_handler_heeds(
     clean(masters, connection)
 
 
+def test_a_run_that_talks_all_the_time_is_held_to_its_limits(
+    masters: Masters, client: fastq.Client, connection: psycopg.Connection
+) -> None:
+    """Several of them keep their master busy reading, and each of their pipes is never empty."""
+    masters.start(app=APP, procs=4)
+    for job_id in client.enqueue_many([trouble.talk.job()] * 4):
+        job = client.wait(job_id, 30)
+        assert (job.status, (job.error or "")[:13]) == ("FAILED", "timeout after")
+    talking = client.enqueue(trouble.talk.options(timeout=600))
+    until(lambda: client.get(talking).progress, "it to talk")
+    client.cancel(talking)
+    assert client.wait(talking, 30).status == "CANCELLED"
+    clean(masters, connection)
+
+
 def test_a_retry_has_its_whole_limit_on_the_same_child_too(
     masters: Masters, client: fastq.Client, connection: psycopg.Connection
 ) -> None:

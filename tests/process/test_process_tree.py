@@ -178,3 +178,11 @@ def test_a_daemon_that_holds_the_output_open_is_still_heard(
     until(lambda: len(masters.children()) == 4, "four children")
     assert_no_more(master, before)
     clean(masters, connection)
+
+
+def test_a_process_that_a_handler_has_forked_does_not_speak_for_its_job(masters: Masters, client: fastq.Client) -> None:
+    """What it wrote into the pipe would be taken for its parent's; it is told so, and the job goes on."""
+    masters.start(app=APP, procs=1)
+    job = client.wait(client.enqueue(trouble.speak_through_another), 20)
+    assert (job.status, job.progress) == ("DONE", None)
+    assert "not in one that its handler has forked" in str(job.result)

@@ -571,6 +571,16 @@ def test_a_handler_knows_its_job(pipe: Pipe) -> None:
     ]
 
 
+def test_a_job_that_has_ended_says_nothing_more(pipe: Pipe) -> None:
+    """A thread that outlives it may try; the next job's words are on their way."""
+    kept: list[Any] = []
+    run_packet(pipe, b"{}", b"{}", f=lambda: kept.append(current_job()))
+    before = pipe.bytes()
+    with pytest.raises(NoCurrentJob, match="job 1 has ended"):
+        kept[0].progress(1)
+    assert (before != b"", pipe.bytes()) == (True, b"")
+
+
 def test_there_is_no_current_job_outside_a_handler() -> None:
     """The message says where there is one."""
     with pytest.raises(NoCurrentJob, match="inside a handler"):

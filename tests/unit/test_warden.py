@@ -47,6 +47,11 @@ class Words:
         """Say that a job is not wanted any more."""
         self._said.append(("STOP", job_id))
 
+    def take_dump(self) -> str:
+        """Forget what the child has written down."""
+        self._said.append(("forget",))
+        return ""
+
 
 class World:
     """A warden over one child that runs job 1 of a kind, at a time of the test's choice."""
@@ -71,6 +76,11 @@ class World:
             read=lambda child: self.reports(), kill=self._kill, cancelled=self.cancelled.__contains__,
             interrupt=lambda child: self.said.append(("signal",)), show=lambda child: self.said.append(("show",)),
         )  # fmt: skip
+
+    def end(self) -> bool:
+        """Let the run end, when the child's results are read."""
+        self.child.packets.clear()
+        return True
 
     def _heard(self, event: Event) -> None:
         if isinstance(event, Surveyed):
@@ -168,7 +178,7 @@ def test_a_run_is_asked_to_end_at_its_job_s_deadline() -> None:
 def test_a_job_that_reports_its_end_just_now_is_not_asked() -> None:
     """The pipe is read first: its successor must not get its signal."""
     world = World(Kind(name="k", timeout=0.5))
-    world.reports = lambda: True
+    world.reports = world.end
     assert world.after(0.6) == []
 
 
@@ -176,8 +186,24 @@ def test_a_job_that_reports_its_end_just_now_is_not_killed() -> None:
     """Nor its successor for it."""
     world = World(Kind(name="k", timeout=0.5, timeout_grace=1))
     world.after(0.6)
-    world.reports = lambda: True
+    world.reports = world.end
     assert world.after(1.7) == []
+
+
+def test_a_run_that_talks_all_the_time_is_held_to_its_limits() -> None:
+    """Its progress comes through the same pipe as its end would."""
+    world = World(Kind(name="k", timeout=0.5, timeout_grace=1))
+    world.reports = lambda: True
+    assert [world.after(seconds) for seconds in (0.6, 1.7, 1.8)] == [ASKED, [("show",)], [("kill", "timeout")]]
+
+
+def test_where_a_run_stood_is_forgotten_with_it() -> None:
+    """It made its end after all, and the next crash is not to be told with its stack."""
+    world = World(Kind(name="k", timeout=0.5, timeout_grace=0))
+    world.after(0.6)
+    assert world.after(0.65) == [("show",)]
+    world.child.settle()
+    assert world.said[-2:] == [("STOP", 0), ("forget",)]
 
 
 def test_the_next_job_of_a_packet_has_a_limit_of_its_own() -> None:
@@ -233,7 +259,7 @@ def test_a_run_that_was_shown_and_reports_its_end_just_now_is_not_killed() -> No
     world = World(Kind(name="k", timeout=0.5, timeout_grace=0))
     world.after(0.6)
     assert world.after(0.65) == [("show",)]
-    world.reports = lambda: True
+    world.reports = world.end
     assert world.after(0.7) == []
 
 
