@@ -61,6 +61,7 @@ class Channel:
             os.truncate(self._words, SHARED_BYTES)
             opened.pop_all()
         self.jobs.setblocking(False)
+        self.jobs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, wire.PACKET_BYTES)  # a site's default may be less
         for fd in (self.results, self.output):
             os.set_blocking(fd, False)
         self._shared = mmap.mmap(self._words, SHARED_BYTES)

@@ -94,6 +94,7 @@ def live(
     code = BROKEN_EXIT
     try:
         inbox = socket.socket(fileno=jobs)
+        inbox.settimeout(None)  # whatever default the app has set for its own
         os.register_at_fork(after_in_child=become_stray)
         records.have_handler()
         runner = Runner(handlers, results, words, slot)

@@ -32,6 +32,8 @@ class Wishes:
     """Children."""
     paused: bool = False
     """Lease nothing."""
+    reload: bool = False
+    """Import the app anew: it was asked for when no life served."""
 
 
 class Console:

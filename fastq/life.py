@@ -122,6 +122,7 @@ class Life:
         emit: Emit,
     ) -> None:  # fmt: skip
         self._config = config
+        self._wishes = wishes
         self._database = database
         self._stop = stop
         self._emit = emit
@@ -274,6 +275,9 @@ class Life:
         if self._config.metrics is not None and self._config.statistics:
             self._start(self._sampler.run())
         self._emit(MasterStarted(self._config.app, self._config.procs, self._database, str(self._worker)))
+        if self._wishes.reload:
+            self._wishes.reload = False
+            self._start(self._console.reload())
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=getattr(work, "__qualname__", None))
@@ -395,6 +399,8 @@ class Life:
                 self._console.pause(what == "pause")
             case "reload" if self._is_serving:
                 self._start(self._console.reload())
+            case "reload":
+                self._wishes.reload = True
             case "dump" if self._is_serving:
                 self._start(self._console.dump())
 

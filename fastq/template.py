@@ -202,6 +202,8 @@ class Template:
                 os.killpg(dead.si_pid, signal.SIGKILL)
             self._deaths = True
             _, _, usage = os.wait4(dead.si_pid, 0)
+            by_guard = dead.si_pid in self._guarded
+            self._guarded.discard(dead.si_pid)  # the number may come again
             self._tell(
                 event="died",
                 serial=serial,
@@ -211,7 +213,7 @@ class Template:
                 user_seconds=usage.ru_utime,
                 system_seconds=usage.ru_stime,
                 max_rss_kib=usage.ru_maxrss,
-                by_guard=dead.si_pid in self._guarded,
+                by_guard=by_guard,
             )
 
     def _kill_strays(self) -> None:
@@ -250,11 +252,16 @@ def _short(text: str) -> str:
 def _sockets() -> dict[int, str]:
     """Return the sockets of this process, and what a person would call each."""
     found = {}
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        with contextlib.suppress(OSError):
-            if stat.S_ISSOCK(os.fstat(fd).st_mode):
-                with socket.socket(fileno=os.dup(fd)) as copy:
-                    found[fd] = f"{copy.family.name} {_end(copy.getpeername) or _end(copy.getsockname)}".strip()
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(None)  # with another, a look would make them non-blocking
+    try:
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            with contextlib.suppress(OSError):
+                if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                    with socket.socket(fileno=os.dup(fd)) as copy:
+                        found[fd] = f"{copy.family.name} {_end(copy.getpeername) or _end(copy.getsockname)}".strip()
+    finally:
+        socket.setdefaulttimeout(timeout)
     return found
 
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import contextlib
 import hmac
 import ssl
+from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from socket import AF_INET6
+from socket import AF_INET6, SHUT_RDWR
 from threading import Lock, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -44,6 +46,9 @@ FRESH_SECONDS = 0.5
 
 CLIENT_SECONDS = 10.0
 """Who takes longer to ask, or to read the answer, is dropped."""
+
+CLIENTS = 64
+"""Connections at a time: each has a thread and a descriptor, and those are wanted for jobs."""
 
 
 class Pages:
@@ -161,6 +166,25 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
     tls: ssl.SSLContext | None = None
+
+    def __init__(self, address: tuple[str, int], handler: type[Handler]) -> None:
+        super().__init__(address, handler)
+        self._open: deque[Any] = deque()
+        """Connections, the oldest first."""
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a connection in a thread; when there are too many, the oldest makes room, whatever it is doing."""
+        self._open.append(request)
+        while len(self._open) > CLIENTS:
+            with contextlib.suppress(OSError):
+                self._open.popleft().shutdown(SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        with contextlib.suppress(ValueError):
+            self._open.remove(request)
+        super().shutdown_request(request)
 
     def get_request(self) -> tuple[Any, Any]:
         """Take a connection; its thread does the handshake, so that nobody waits for one that is slow."""

@@ -262,6 +262,32 @@ def test_a_reload_after_fastq_itself_was_upgraded_is_refused(
     assert master.text().count(said) == 2
 
 
+def test_a_default_timeout_for_sockets_is_the_app_s_own(masters: Masters, client: fastq.Client, app: Path) -> None:
+    """Its children wait for their next job for as long as it takes, and its template for its master."""
+    write(app, 1, "import socket\nsocket.setdefaulttimeout(0.05)\nkept = socket.socketpair()")
+    master = masters.start(app=str(app), procs=2)
+    until(lambda: len(masters.children()) == 2, "two children")
+    before = {child.pid for child in masters.children()}
+    assert client.wait(client.enqueue(fastq.NewJob(kind="version", delay=0.5)), 20).result == 1
+    assert {child.pid for child in masters.children()} == before
+    assert "TimeoutError" not in master.text()
+
+
+def test_a_hup_during_the_start_is_not_forgotten(
+    masters: Masters, client: fastq.Client, app: Path, tmp_path: Path
+) -> None:
+    """What was being imported is the old version by then."""
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    waits = f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)"
+    write(app, 1, f"pathlib.Path({str(begun)!r}).touch()\n{waits}")
+    master = masters.start(app=str(app), procs=1, ready=False)
+    until(begun.exists, "it to import the first version")
+    write(app, 2)
+    master.signal(signal.SIGHUP)
+    go.touch()
+    until(lambda: client.wait(client.enqueue("version"), 20).result == 2, "the second version")
+
+
 def test_a_hup_during_a_reload_is_not_forgotten(
     masters: Masters, client: fastq.Client, connection: psycopg.Connection, app: Path, tmp_path: Path
 ) -> None:

@@ -199,6 +199,16 @@ def test_who_speaks_no_tls_holds_up_nobody(
         assert site.get("/readyz", tls=ssl.create_default_context(cafile=cert))[0] == 200
 
 
+def test_who_never_asks_keeps_nobody_out(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many connections at a time; the oldest makes room for the next."""
+    monkeypatch.setattr(module, "CLIENTS", 4)
+    address = ("127.0.0.1", int(site.url.rpartition(":")[2]))
+    with ExitStack() as idle:
+        first, *_ = [idle.enter_context(socket.create_connection(address, timeout=10)) for _ in range(4)]
+        assert site.get("/livez")[0] == 200
+        assert first.recv(1) == b""
+
+
 def test_a_certificate_that_is_none_is_an_error(tmp_path: Path, loop: asyncio.AbstractEventLoop) -> None:
     """At the start, with its name."""
     nonsense = tmp_path / "cert.pem"
