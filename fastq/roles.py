@@ -55,6 +55,7 @@ ROLES = {
         Grant("SELECT, UPDATE, DELETE", "TABLE", "bundle"),  # UPDATE: to lock
         Grant("SELECT, INSERT", "TABLE", "attempt"),
         Grant("USAGE", "SEQUENCE", "ready_pos"),
+        Grant("SELECT", "SEQUENCE", "job_id_seq"),
         Grant("EXECUTE", "FUNCTION", "wake limits"),
     ),
 }

@@ -153,6 +153,18 @@ def test_a_newer_schema_gives_the_roles_what_it_needs(connection: psycopg.Connec
     assert connection.execute("SELECT has_table_privilege('fastq_reader', 'fastq.job', 'SELECT')").fetchone() == (True,)
 
 
+def test_a_member_of_the_masters_role_tells_the_figures_of_the_whole_database(
+    masters: Masters, users: dict[str, str]
+) -> None:
+    """Every table and sequence that they are taken from is one that it may read."""
+    with fastq.Client(users["fastq_producer"]) as producer:
+        last = max(producer.enqueue_many([jobs.noop.job()] * 3))
+    environ = {"FASTQ_DSN": users["fastq_master"]}
+    master = masters.start("--metrics", "127.0.0.1:0", "--statistics", "1", procs=1, environ=environ)
+    until(lambda: master.metrics().get("fastq_enqueued_jobs_total", 0.0) >= last, "the figures")
+    assert "database (" not in master.text()
+
+
 def test_every_table_is_thought_of(connection: psycopg.Connection) -> None:
     """A new table that no role may read has been forgotten."""
     names = {
