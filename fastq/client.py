@@ -123,7 +123,8 @@ class Client:
         """Enqueue jobs, all or none, with one COPY, and return their ids in order. Raises InvalidJob.
 
         Jobs with a `unique` option go in one by one, in one transaction, and those that were there before come back
-        with `is_duplicate` set.
+        with `is_duplicate` set. Who enqueues the same keys as others at the same time does so in one order, by key for
+        example: of two that wait for each other Postgres ends one, with DatabaseError and nothing written.
         """
         rows = [_checked(job) for job in jobs]
         if any(job.unique is not None for job, _, _ in rows):
@@ -176,7 +177,8 @@ class Client:
     def retry(self, jobs: Target) -> Sequence[int]:
         """Give jobs that have ended one more run, and make those that wait due now.
 
-        Raises NotFound, JobRunning, and DuplicateJob when another live job has its unique key.
+        Raises NotFound, JobRunning, DuplicateJob when another live job has its unique key, and DatabaseError in a
+        transaction of the caller's that is not READ COMMITTED.
         """
         return self._carry_out(plans.act("retry", jobs, plans.not_retried))
 
@@ -197,7 +199,10 @@ class Client:
         return self._carry_out(plans.act("move", jobs, plans.pending, **_move(priority=priority)))
 
     def delete(self, jobs: Target) -> Sequence[int]:
-        """Delete jobs that do not run, with all that is known of them. Raises NotFound, JobRunning."""
+        """Delete jobs that do not run, with all that is known of them.
+
+        Raises NotFound, JobRunning, and DatabaseError in a transaction of the caller's that is not READ COMMITTED.
+        """
         return self._carry_out(plans.act("delete", jobs, plans.not_running))
 
     def _carry_out(self, plan: Plan[T]) -> T:

@@ -61,6 +61,7 @@ class Database:
             connection = await psycopg.AsyncConnection.connect(
                 anywhere_writable(self.dsn()), autocommit=True, prepare_threshold=None, **schema.AS_CLIENT
             )
+            await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)  # as in schema.connect
             pid = await (await connection.execute(PID)).fetchone()
         except psycopg.Error as error:
             raise schema.no_database(error) from None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastq.errors import DuplicateJob, InvalidJob, JobFinished, JobRunning, NotFound
+from fastq.errors import DatabaseError, DuplicateJob, InvalidJob, JobFinished, JobRunning, NotFound
 from fastq.job import Attempt, Job, Status
 
 if TYPE_CHECKING:
@@ -167,9 +167,25 @@ def _act(action: str, ids: Sequence[int], values: dict[str, Any]) -> Plan[list[i
     yield "unbundle", {"ids": ids}
     if action in ("retry", "delete"):
         yield BEGIN, {}
-        yield "lock", {"ids": ids}
-    rows = yield action, {"ids": ids, **values}
-    return sorted(row["job_id"] for row in rows)
+        for row in (yield "lock", {"ids": ids}):
+            _check_isolation(action, row["isolation"])
+    changed: list[int] = []
+    for _ in range(TRIES):
+        rows = yield action, {"ids": ids, **values}
+        changed += [row["job_id"] for row in rows if row["became"] != "moving"]
+        ids = [row["job_id"] for row in rows if row["became"] == "moving"]
+        if not ids:
+            break
+    return sorted(changed)
+
+
+def _check_isolation(action: str, isolation: str) -> None:
+    """Raise DatabaseError in a transaction that would not see what others have done with a job since it began."""
+    if isolation != "read committed":
+        raise DatabaseError(
+            f"{action}: the transaction is {isolation.upper()}, and would not see what has become of the jobs;"
+            " it must be READ COMMITTED"
+        )
 
 
 def not_running(job: Job) -> Exception | None:

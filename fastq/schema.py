@@ -34,6 +34,7 @@ def connect(dsn: str) -> Connection:
     """Connect, or raise DatabaseError in one line."""
     try:
         connection = psycopg.connect(anywhere_writable(dsn), autocommit=True, prepare_threshold=None, **AS_CLIENT)
+        connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # whatever the site's default is
         pid = connection.execute(PID).fetchone()
     except psycopg.Error as error:
         raise no_database(error) from None

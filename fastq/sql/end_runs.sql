@@ -37,7 +37,7 @@ WITH clock AS MATERIALIZED (
     FROM clock, run WHERE outcome IS DISTINCT FROM ''
 ), given_back AS (
     INSERT INTO fastq.ready (pos, job_id, run_at, attempt, size, lane, lost, deaths, queue, kind, payload, limits)
-    SELECT job_id - (1::bigint << 62), job_id, least(form.run_at, now()), run.attempt - 1, form.size,
+    SELECT greatest(job_id, 0) - (1::bigint << 62), job_id, least(form.run_at, now()), run.attempt - 1, form.size,
            run.priority + CASE WHEN run.lost > 0 OR run.deaths > 0 THEN 10 ELSE 0 END, run.lost, run.deaths,
            form.queue, form.kind, form.payload, form.limits
     FROM run JOIN fastq.ready_form AS form USING (job_id) WHERE %(nexts)s::smallint[] IS NOT NULL AND run.next = 1

@@ -17,7 +17,7 @@ WITH stranded AS MATERIALIZED (
     FROM taken, unnest(job_ids) AS job (id)
 ), given_back AS (
     INSERT INTO fastq.ready (pos, job_id, run_at, attempt, size, lane, lost, deaths, queue, kind, payload, limits)
-    SELECT job_id - (1::bigint << 62), job_id, least(form.run_at, now()), run.attempt - 1, form.size, run.priority + 10,
+    SELECT greatest(job_id, 0) - (1::bigint << 62), job_id, least(form.run_at, now()), run.attempt - 1, form.size, run.priority + 10,
            run.losses, run.deaths, form.queue, form.kind, form.payload, form.limits
     FROM run JOIN fastq.ready_form AS form USING (job_id) WHERE run.outcome IS NULL
 ), ended AS (

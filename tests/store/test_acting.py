@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from helpers.store import Lane, Session, jobs
+from helpers.store import Lane, Session, begin, jobs
 from helpers.until import until
 
 import fastq
@@ -701,3 +701,105 @@ def test_a_list_by_a_status_that_is_none_is_refused(session: Session, call: Call
     """It says which there are."""
     with pytest.raises(InvalidJob, match=r"status is 'LOST', must be PENDING, RUNNING"):
         call("list", Filter(status=["DONE", "LOST"]))
+
+
+# Meanwhile somebody claims.
+
+
+@pytest.fixture
+def claimed_meanwhile(session: Session) -> Iterator[Callable[[Callable[[Client], Any]], Any]]:
+    """Give what does something with a client while a claim of every ready job is under way, and ends behind it."""
+
+    def meanwhile(act: Callable[[Client], Any]) -> Any:
+        with Client(session.dsn) as other, Session(session.dsn) as seen:
+            with session.connection.transaction():
+                session.claim(kinds=["target"], packets=[1])
+                acting = begin(lambda: act(other))
+                pid = other._connection.info.backend_pid
+                until(lambda: seen.value("SELECT %s = ANY (pg_blocking_pids(%s))", session.pid, pid), "it to wait")
+            return acting.result(20)
+
+    return meanwhile
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_job_that_is_claimed_meanwhile_is_not_deleted(
+    session: Session, claimed_meanwhile: Callable[..., Any], several: bool
+) -> None:
+    """It runs, and its key, its row and its history stay with it; what had ended goes."""
+    job_id, ended = place(session, "ready", unique_key="k"), place(session, "DONE")
+    if several:
+        assert claimed_meanwhile(lambda client: client.delete([job_id, ended])) == [ended]
+    else:
+        with pytest.raises(JobRunning):
+            claimed_meanwhile(lambda client: client.delete(job_id))
+    assert where(session, job_id) == "running"
+    assert session.values("SELECT job_id FROM fastq.unique_key") == [job_id]
+    assert session.values("SELECT id FROM fastq.job WHERE id = %s", ended) == ([] if several else [ended])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_job_that_is_claimed_meanwhile_is_asked_to_stop(
+    session: Session, claimed_meanwhile: Callable[..., Any], several: bool
+) -> None:
+    """Alone or among others it is cancelled, wherever it was when that was said."""
+    job_id = place(session, "ready")
+    assert claimed_meanwhile(lambda client: client.cancel([job_id, UNKNOWN] if several else job_id)) == [job_id]
+    assert where(session, job_id) == "running"
+    assert session.values("SELECT job_id FROM fastq.cancel") == [job_id]
+
+
+def test_a_wish_to_cancel_outlives_a_claim_that_is_under_way(session: Session) -> None:
+    """The job is on its way from one table to another, and in neither for who looks then."""
+    job_id = place(session, "ready")
+    session.rows("INSERT INTO fastq.cancel (job_id) VALUES (%s)", job_id)
+    other = session.another()
+    with session.connection.transaction():
+        session.claim(kinds=["target"])
+        assert other.run("cancels") == []
+    assert other.run("cancels") == [(job_id,)]
+
+
+def test_who_looks_for_cancels_waits_for_nobody(session: Session, dsn: str) -> None:
+    """A client's transaction may hold a wish, or a job, for as long as it likes; they are seen to afterwards."""
+    ran, pending = place(session, "DONE"), place(session, "ready")
+    session.rows("INSERT INTO fastq.cancel (job_id) VALUES (%s), (%s)", ran, pending)
+    session.rows("SET statement_timeout = '5s'")
+    with psycopg.connect(dsn) as holder:
+        holder.execute("UPDATE fastq.cancel SET asked_at = asked_at")
+        holder.execute("SELECT FROM fastq.ready FOR UPDATE")
+        assert session.run("cancels") == []
+        assert session.values("SELECT job_id FROM fastq.cancel ORDER BY 1") == [ran, pending]
+    assert session.run("cancels") == []
+    assert (session.values("SELECT job_id FROM fastq.cancel"), where(session, pending)) == ([], "CANCELLED")
+
+
+# In what transaction.
+
+
+@pytest.mark.parametrize("action", ["retry", "delete"])
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_an_old_snapshot_is_no_ground_to_act_on(session: Session, dsn: str, action: str, isolation: str) -> None:
+    """It would not show that the job has been retried meanwhile, and runs: it would run twice at a time."""
+    job_id = place(session, "DONE")
+    with psycopg.connect(dsn) as connection:
+        connection.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}")
+        with pytest.raises(fastq.DatabaseError, match=f"{isolation.upper()}.*READ COMMITTED"):
+            getattr(Client(connection), action)(job_id)
+    assert where(session, job_id) == "DONE"
+
+
+@pytest.mark.parametrize("action", ["retry", "delete"])
+def test_a_client_s_own_connection_does_not_follow_the_site_s_isolation(
+    session: Session, call: Call, action: str
+) -> None:
+    """It has transactions of its own, and they are what its statements were written for."""
+    job_id = place(session, "DONE")
+    database = session.value("SELECT current_database()")
+    session.rows(f"ALTER DATABASE {database} SET default_transaction_isolation = 'serializable'")
+    try:
+        with Client(session.dsn) as client:
+            assert client.get(job_id).id == job_id
+        assert call(action, job_id) == [job_id]
+    finally:
+        session.rows(f"ALTER DATABASE {database} RESET default_transaction_isolation")

@@ -395,3 +395,16 @@ def test_a_master_can_ask_which_of_its_leases_stand(session: Session, rescuer: S
     (lease,) = session.lease(packets=[50], want=3)
     rescuer.claim()
     assert session.run("leases", worker=session.worker) == [(lease.token, 1, 3)]
+
+
+@pytest.mark.parametrize("job_id", [-(2**63), -(2**62) - 1, -1, 0])
+def test_a_job_whose_id_is_below_all_others_comes_back(session: Session, job_id: int) -> None:
+    """Nobody counts so, but anybody may insert it: a position that cannot be must not stop the rescue of all others."""
+    session.rows("INSERT INTO fastq.job (id, kind) OVERRIDING SYSTEM VALUE VALUES (%s, 'k')", job_id)
+    (lease,) = session.lease()
+    session.end([lease], nexts=[1], outcomes=[""])
+    assert session.ready() == [job_id]
+    session.lease()
+    session.revoke(session.worker)
+    session.rescue()
+    assert session.ready() == [job_id]

@@ -1,4 +1,5 @@
--- Cancels jobs: what is pending at once, what runs is asked to stop; says which of them became what.
+-- Cancels jobs: what is pending at once, what runs is asked to stop; says which of them became what, and which were on
+-- their way from one table to another meanwhile, and are to be looked for again.
 -- Locks: ready and waiting rows. Indexes: ready_job, waiting_pkey.
 WITH unready AS (
     DELETE FROM fastq.ready WHERE job_id = ANY (%(ids)s::bigint[]) RETURNING job_id, attempt
@@ -20,3 +21,9 @@ WITH unready AS (
 SELECT job_id, 'CANCELLED' AS became FROM pending
 UNION ALL
 SELECT job_id, 'asked' FROM asked WHERE (SELECT count(*) FROM told) >= 0
+UNION ALL
+SELECT job_id, 'moving' FROM (
+    SELECT job_id FROM fastq.ready WHERE job_id = ANY (%(ids)s::bigint[])
+    UNION ALL
+    SELECT job_id FROM fastq.waiting WHERE job_id = ANY (%(ids)s::bigint[])
+) AS seen WHERE job_id NOT IN (SELECT job_id FROM pending)
