@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Snooze,
         UnknownKind,
         UnreachableError,
+        UpgradedError,
         WaitTimeout,
     )
     from fastq.evidence import describe
@@ -52,7 +53,8 @@ _HOMES = {
     "errors": (
         "AppImportError", "Cancel", "ChildrenError", "ConfigError", "DatabaseError", "DuplicateJob", "EmbeddedError",
         "FastqError", "InvalidJob", "JobFinished", "JobRunning", "JobTimeout", "NoCurrentJob", "NonRetryableError",
-        "NotFound", "RetryableError", "SchemaError", "Snooze", "UnknownKind", "UnreachableError", "WaitTimeout",
+        "NotFound", "RetryableError", "SchemaError", "Snooze", "UnknownKind", "UnreachableError", "UpgradedError",
+        "WaitTimeout",
     ),
     "evidence": ("describe",),
     "job": ("Attempt", "Job", "NewJob", "Status"),

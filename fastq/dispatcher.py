@@ -97,7 +97,7 @@ class Dispatcher:
         if self._draining or self.held:
             return 0
         ended, ready = self._inflight.ended, sum(child.phase is Phase.READY for child in self._children)
-        fresh = len(self._backlog[FRESH])  # they wait for children that are not there yet, and hold up nobody else
+        fresh = min(len(self._backlog[FRESH]), 2 * ready)  # these wait for children that are not there yet
         held, most = self._inflight.jobs - ended - fresh, min(HELD_JOBS, 2 * HELD_JOBS - ended)
         paces = self._at_work()
         mean = max((pace.mean for pace in paces), default=0.05)
@@ -122,7 +122,7 @@ class Dispatcher:
     def suspects(self) -> int:
         """Return how many suspects to claim: one for each idle child, or one to wait for the next that will be."""
         waiting = any(packet.is_suspect for queue in self._backlog for packet in queue)
-        return max(0, self.idle() - len(self._backlog[FRESH])) or (0 if waiting else 1)
+        return self.idle() or (0 if waiting else 1)
 
     def can_run(self, kind: int) -> bool:
         """Whether a child that is ready has this kind: after a reload a new one waits for the first that has."""

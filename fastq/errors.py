@@ -3,6 +3,7 @@
     FastqError
     ├── ConfigError          an option, the app or the schema is not usable        exit status 4
     │   ├── AppImportError   the app could not be imported                          exit status 3
+    │   │   └── UpgradedError    fastq itself was upgraded beneath its master: restart it    exit status 1
     │   ├── DatabaseError    the database cannot be reached, or is not ours
     │   │   ├── EmbeddedError    our own Postgres cannot be started
     │   │   ├── SchemaError      the fastq schema is missing, older or newer
@@ -49,6 +50,12 @@ class AppImportError(ConfigError):
     def __init__(self, message: str, traceback: str = "") -> None:
         super().__init__(message)
         self.traceback = traceback
+
+
+class UpgradedError(AppImportError):
+    """Another version of fastq is installed than this master is; who supervises it starts that one."""
+
+    exit_status = 1
 
 
 class DatabaseError(ConfigError):

@@ -187,12 +187,11 @@ class Keeper:
             for worker, beat, _, revoked, _ in rows
             if not revoked
         }
-        dead = {
-            worker
-            for worker, _, lease, revoked, host in rows
-            if not revoked
-            and (asked - self._seen[worker][1] >= lease * 1e9 or (host == self._host and lifeline.is_dead(worker)))
-        }
+        dead = set()
+        for worker, _, lease, revoked, host in rows:
+            silent = not revoked and asked - self._seen[worker][1] >= (lease or self._config.lease) * 1e9
+            if silent or (not revoked and host == self._host and lifeline.is_dead(worker)):
+                dead.add(worker)
         if dead:
             beats = [self._seen[worker][0] for worker in dead]
             rows = await self._connection.fetch("revoke", STATEMENT_SECONDS, workers=list(dead), heartbeats=beats)

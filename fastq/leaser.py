@@ -109,12 +109,14 @@ class Leaser:
         self._marks: dict[Lane, int] = {}
         self._bundled: set[Lane] = set()
         """Lanes that held bundles when we last looked."""
+        self._passed: set[Lane] = set()
+        """Lanes whose bundles could not be had since: they are locked, and hold up nobody else."""
         self._suspected = False
         """Whether there were suspects when we last looked."""
         self._were_all_busy = False
         """Whether the last claim could take none, for want of an idle child."""
-        self._lacks_children = False
-        """Whether there are kinds that no child has yet."""
+        self._lacking: list[int] = []
+        """Kinds that the last claim left out, as no child has them yet."""
         self._turn = 0
         self._front_due = 0.0
         self._lanes_due = 0.0
@@ -146,6 +148,8 @@ class Leaser:
     def want(self) -> None:
         """Say that there may be room for more, or a child that is idle."""
         self._wanted.set()
+        if self._can_have_more():
+            self._called.set()
 
     def stop(self) -> None:
         """Claim no more; `run` returns when the claim under way has come back."""
@@ -162,7 +166,6 @@ class Leaser:
                 await self._wanted.wait()
                 continue
             self._called.clear()
-            self._wanted.clear()
             try:
                 if await self._claim_once(want):
                     await self._stay_awake()
@@ -205,6 +208,7 @@ class Leaser:
         queues = self._config.queues
         found = [(queue, lane) for queue, lane in rows if not queues or queue in queues]
         self._bundled = {lane for lane in found if lane[1] > BUNDLED}
+        self._passed.clear()
         self._suspected = any(SUSPECT < lane < BUNDLED for _, lane in found)
         known = self._marks
         lanes = dict.fromkeys([*found, *known])
@@ -215,19 +219,19 @@ class Leaser:
 
         A claim takes none of either sort that stands behind others in line. Where these are locked (somebody acts on
         their jobs in a transaction that is still open), they hold up nobody else: a bundle is taken apart whatever
-        stands before it, and its jobs are claimed from where it stood; where all bundles are locked, they are passed.
+        stands before it, and its jobs are claimed from where it stood; where all bundles are locked, they are passed
+        until we look again.
         """
-        passed: set[Lane] = set()
         while True:
             bundled = [_above(lane) for lane in self._order() if _above(lane) in self._bundled]
-            got = await self._claim_lanes(want, from_front=from_front, passed=passed)
+            got = await self._claim_lanes(want, from_front=from_front)
             if got or not bundled:
                 return got
             if (from_front or want < BUNDLE_JOBS) and await self._loosen(bundled, from_front=from_front):
                 return await self._claim_lanes(want, from_front=False)
             if not from_front:
                 return 0
-            passed.update(bundled)
+            self._passed.update(bundled)
             self._bundled.difference_update(bundled)  # there are none to be had: those behind them have their turn
 
     async def _loosen(self, lanes: Sequence[Lane], *, from_front: bool) -> bool:
@@ -248,11 +252,10 @@ class Leaser:
 
     def _served(self) -> list[int]:
         wanted = [number for number in range(len(self._kinds)) if number not in self.withdrawn]
-        served = [number for number in wanted if self._can_run(number)]
-        self._lacks_children = len(served) < len(wanted)
-        return served
+        self._lacking = [number for number in wanted if not self._can_run(number)]
+        return [number for number in wanted if number not in self._lacking] if self._lacking else wanted
 
-    async def _claim_lanes(self, want: int, *, from_front: bool, passed: AbstractSet[Lane] = frozenset()) -> int:
+    async def _claim_lanes(self, want: int, *, from_front: bool) -> int:
         self._turn += 1
         lanes = self._order()
         if not lanes or want <= 0:
@@ -277,7 +280,7 @@ class Leaser:
                 queues=[queue for queue, _ in lanes],
                 lanes=[lane for _, lane in lanes],
                 marks=[start(lane) for lane in lanes],
-                bundle_marks=[BACK if _above(lane) in passed else start(_above(lane)) for lane in lanes],
+                bundle_marks=[BACK if _above(lane) in self._passed else start(_above(lane)) for lane in lanes],
                 caps=caps,
                 kinds=list(numbers),
                 packets=[self._paces[number].packet_size() for number in served],
@@ -341,12 +344,17 @@ class Leaser:
         if not self._asleep:
             self._quiet_since = now
 
+    def _can_have_more(self) -> bool:
+        """Whether what the last claim left out can be had now: suspects by an idle child, a kind by one that has it."""
+        suspects = self._suspected and self._were_all_busy and self._suspects() > 0
+        return suspects or any(map(self._can_run, self._lacking))
+
     async def _wait(self, seconds: float) -> None:
-        """Wait for a call; or for a child, when suspects wait for an idle one or a kind for one that has it."""
-        event = self._wanted if (self._suspected and self._were_all_busy) or self._lacks_children else self._called
+        if self._can_have_more():
+            return
         try:
             async with asyncio.timeout(seconds * random.uniform(0.9, 1.1)):
-                await event.wait()
+                await self._called.wait()
         except TimeoutError:
             pass
 

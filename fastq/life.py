@@ -397,7 +397,7 @@ class Life:
                 self._console.resize(1 if what == "more" else -1)
             case "pause" | "resume":
                 self._console.pause(what == "pause")
-            case "reload" if self._is_serving:
+            case "reload" if self._is_serving and not self._end.done():
                 self._start(self._console.reload())
             case "reload":
                 self._wishes.reload = True

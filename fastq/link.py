@@ -17,7 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fastq import __version__, wire
-from fastq.errors import AppImportError, FastqError
+from fastq.errors import AppImportError, FastqError, UpgradedError
 from fastq.job import Kind
 
 if TYPE_CHECKING:
@@ -155,11 +155,13 @@ class Link:
         match notice["event"]:
             case "ready":
                 self.sockets = notice["sockets"]
-                if (version := notice.get("version")) == __version__:
+                try:
+                    if (version := notice.get("version")) != __version__:
+                        raise TypeError(f"{version} is installed by now")
                     self._ready.set_result([kind and Kind(**kind) for kind in notice["kinds"]])
-                else:  # its children would speak to us in other words
-                    text = f"this master is fastq {__version__}, and {version} is installed by now: restart it"
-                    self._ready.set_exception(AppImportError(f"app {self._config.app!r}: {text}"))
+                except TypeError as error:  # fastq itself was replaced beneath us: children would use other words
+                    text = f"this master is fastq {__version__}, and another is installed: restart it: {error}"
+                    self._ready.set_exception(UpgradedError(text))
             case "failed":
                 self._stop_hearing()  # it exits now, and that is no news
                 self._ready.set_exception(AppImportError(notice["error"], notice["traceback"]))

@@ -20,6 +20,7 @@ from fastq.life import Life, Stop
 from fastq.link import TemplateGoneError
 from fastq.notify import Notifier
 from fastq.server import Lineage
+from fastq.web import CLIENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +35,7 @@ SHORT_LIFE = 10.0
 STOP_SECONDS = 30.0
 """What a stop may take beyond the grace of running jobs: writing outcomes, stop hooks, the end of a slow connection."""
 
-DESCRIPTORS = 64
+DESCRIPTORS = 64 + CLIENTS
 DESCRIPTORS_PER_CHILD = 18
 """Nine for each, and as many again while all of them are being replaced."""
 

@@ -181,7 +181,7 @@ def _act(action: str, ids: Sequence[int], values: dict[str, Any]) -> Plan[list[i
 
 def _check_isolation(action: str, isolation: str) -> None:
     """Raise DatabaseError in a transaction that would not see what others have done with a job since it began."""
-    if isolation != "read committed":
+    if isolation not in ("read committed", "read uncommitted"):  # to Postgres they are the same
         raise DatabaseError(
             f"{action}: the transaction is {isolation.upper()}, and would not see what has become of the jobs;"
             " it must be READ COMMITTED"

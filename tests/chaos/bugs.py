@@ -127,19 +127,9 @@ def _() -> None:
 @bug("rescue-too-early", "rescued", "overlap", "undrained", weights=LONG, faults=("master-stop=4/0.5",))
 def _() -> None:
     from fastq import keeper
-    from fastq.config import Config
 
-    revoke_dead = keeper.Keeper._revoke_dead
-
-    async def wrong(self: Any) -> None:
-        own = object.__new__(keeper.Keeper)
-        own.__dict__ = {**self.__dict__, "_config": types.SimpleNamespace(lease=0.5)}
-        await revoke_dead(own)
-        self._seen = own._seen
-
-    assert Config.lease
+    sql(workers=("heartbeat, lease,", "heartbeat, 0.5::double precision,"))
     keeper.RESCUE_SECONDS = 0.3
-    keeper.Keeper._revoke_dead = wrong
 
 
 @bug("no-guard", "overlap", faults=("master-stop=5/3",), weights=LONG, settings={"lease": 3.0, "seconds": 25})

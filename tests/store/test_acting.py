@@ -739,6 +739,21 @@ def test_a_job_that_is_claimed_meanwhile_is_not_deleted(
 
 
 @pytest.mark.parametrize("several", [False, True])
+def test_a_job_that_falls_due_meanwhile_is_deleted_all_the_same(session: Session, dsn: str, several: bool) -> None:
+    """It is pending before and after."""
+    job_id = place(session, "scheduled")
+    with Client(dsn) as other, Session(dsn) as seen:
+        with session.connection.transaction():
+            session.rows("UPDATE fastq.waiting SET run_at = now()")
+            session.run("due", jobs=10)
+            acting = begin(lambda: other.delete([job_id, UNKNOWN] if several else job_id))
+            pid = other._connection.info.backend_pid
+            until(lambda: seen.value("SELECT %s = ANY (pg_blocking_pids(%s))", session.pid, pid), "it to wait")
+        assert acting.result(20) == [job_id]
+    assert where(session, job_id) == "gone"
+
+
+@pytest.mark.parametrize("several", [False, True])
 def test_a_job_that_is_claimed_meanwhile_is_asked_to_stop(
     session: Session, claimed_meanwhile: Callable[..., Any], several: bool
 ) -> None:

@@ -24,7 +24,7 @@ def test_a_timeout_is_not_swallowed_by_a_handler_that_catches_errors() -> None:
 @pytest.mark.parametrize(
     ("expected", "name"),
     [
-        (1, "FastqError"), (3, "AppImportError"), (4, "ConfigError"), (4, "DatabaseError"), (4, "EmbeddedError"),
+        (1, "FastqError"), (3, "AppImportError"), (1, "UpgradedError"), (4, "ConfigError"), (4, "DatabaseError"), (4, "EmbeddedError"),
         (4, "SchemaError"), (4, "UnreachableError"), (5, "ChildrenError"),
     ],
 )  # fmt: skip

@@ -1,5 +1,6 @@
 -- Deletes jobs that do not run, with all that is known of them. After lock.sql.
--- What has ended is told by its standing nowhere; what is pending only by its row, which a claim may take meanwhile.
+-- What has ended is told by its standing nowhere; what is pending only by its row, which a claim may take meanwhile; what
+-- was on its way from one table to another is to be looked for again.
 WITH ready AS (
     DELETE FROM fastq.ready WHERE job_id = ANY (%(ids)s::bigint[]) RETURNING job_id
 ), waiting AS (
@@ -20,5 +21,13 @@ WITH ready AS (
     DELETE FROM fastq.cancel WHERE job_id IN (SELECT id FROM doomed)
 ), progress AS (
     DELETE FROM fastq.progress WHERE job_id IN (SELECT id FROM doomed)
+), gone AS (
+    DELETE FROM fastq.job WHERE id IN (SELECT id FROM doomed) RETURNING id
 )
-DELETE FROM fastq.job WHERE id IN (SELECT id FROM doomed) RETURNING id AS job_id, 'deleted' AS became
+SELECT id AS job_id, 'deleted' AS became FROM gone
+UNION ALL
+SELECT job_id, 'moving' FROM (
+    SELECT job_id FROM fastq.ready WHERE job_id = ANY (%(ids)s::bigint[])
+    UNION ALL
+    SELECT job_id FROM fastq.waiting WHERE job_id = ANY (%(ids)s::bigint[])
+) AS seen WHERE job_id NOT IN (SELECT id FROM doomed)
