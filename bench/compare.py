@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bench.measure import CPU, RATE, Bench, drain
+from bench.measure import CPU, RATE, Bench, drain, fill_singly
 from bench.systems import FASTQ
 
 if TYPE_CHECKING:
@@ -13,11 +13,15 @@ if TYPE_CHECKING:
 
 GOALS = (("graphile-worker", 2.5), ("pgqueuer", 4.5), ("celery", 70))
 
+SINGLY = "fastq, enqueued one by one"
+
 
 def run(bench: Bench) -> Report:
     systems = bench.systems()
     report = bench.report("compare", "No-op jobs per second, everything on the same cores", *systems[1:])
-    report.interleave(bench.chosen({system.name: partial(drain, bench, system) for system in systems}), bench.repeats)
+    cases = {system.name: partial(drain, bench, system) for system in systems}
+    cases |= {SINGLY: partial(drain, bench, FASTQ, fill=fill_singly)}
+    report.interleave(bench.chosen(cases), bench.repeats)
     for system in systems[1:]:
         for run, mine in zip(report.runs.get(system.name, ()), report.runs[FASTQ.name], strict=False):
             run["fastq is faster, times"] = mine[RATE] / run[RATE]
@@ -25,5 +29,9 @@ def run(bench: Bench) -> Report:
         report.goal(f"fastq's throughput over that of {peer}", report.ratios("fastq", peer, RATE), ">=", bound)
     report.goal(
         "fastq's CPU a job over that of graphile-worker", report.ratios("fastq", "graphile-worker", CPU), "<=", 0.4
+    )
+    report.tell(
+        "fastq's over that of graphile-worker, when its jobs are enqueued one by one",
+        report.ratios(SINGLY, "graphile-worker", RATE),
     )
     return report

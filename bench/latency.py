@@ -1,7 +1,7 @@
 """An idle system gets one job after another: from the return of the enqueue call to the start of the handler.
 
 Both are stamped with CLOCK_MONOTONIC, which all processes of a machine share. A handler that starts before the call
-has returned counts with a time below zero.
+has returned counts with a time below zero. One process of each system waits: more would all be woken.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _latency(bench: Bench, system: System) -> Figures:
     with bench.running(system, BENCH_IDLE="1") as running:
         starts = running.folder / "starts"
         running.environ["BENCH_STARTS"] = str(starts)
-        running.start()
+        running.start(copies=1)
         warm = bench.some(WARM)
         running.trickle(warm, PAUSE)
         running.wait_first()

@@ -1,6 +1,7 @@
 """The floor of this storage: fastq's own statements that claim and end jobs, on two connections, and nothing else.
 
 No master and no children: one thread claims, the other ends what was claimed, in batches as a busy master makes them.
+They share a Python's lock, so that the true floor lies lower still.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 RATE = "jobs/s"
 CPU = "µs CPU a job"
+JOBS = "jobs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ def drain(
         written = running.store.wal()
         seen = look(running, jobs) if look else {}
     total = sum(costs.values())
-    figures = {RATE: jobs / seconds, CPU: total / jobs * 1e6}
+    figures = {RATE: jobs / seconds, CPU: total / jobs * 1e6, JOBS: float(jobs)}
     figures |= {f"µs {name}": cost / jobs * 1e6 for name, cost in costs.items()}
     cores = {"cores used": total, "by others": max(0.0, busy - total), "stolen": stolen}
     figures |= {name: used / seconds for name, used in cores.items()}

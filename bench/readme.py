@@ -17,7 +17,7 @@ from bench.report import show
 
 BEGIN, END = "<!-- benchmark: made by python -m bench.readme -->", "<!-- /benchmark -->"
 
-RATE, CPU, WAL, FASTER = "jobs/s", "µs CPU a job", "B WAL a job", "fastq is faster, times"
+RATE, CPU, WAL, JOBS, FASTER = "jobs/s", "µs CPU a job", "B WAL a job", "jobs", "fastq is faster, times"
 
 CHART = "docs/benchmark.png"
 
@@ -59,18 +59,18 @@ def section(results: dict[str, Result], *, chart: bool) -> str:
 def _table(compare: Result) -> str:
     """Return the comparison: fastest first."""
     rows = [
-        f"| {compare['settings']['jobs']:,} no-op jobs | jobs/s | fastq is faster by | CPU a job | WAL a job |",
-        "|---|---|---|---|---|",
+        "| no-op jobs | jobs/s | fastq is faster by | CPU a job | WAL a job | jobs |",
+        "|---|---|---|---|---|---|",
     ]
     middles = {case: _middles(runs) for case, runs in compare["runs"].items()}
     for case, figures in sorted(middles.items(), key=lambda item: -item[1][RATE]):
-        name = f"**{case}**" if case == "fastq" else f"{case} {compare['versions'].get(case, '')}"
+        name = f"**{case}**" if case.startswith("fastq") else f"{case} {compare['versions'].get(case, '')}"
         rates = [run[RATE] for run in compare["runs"][case]]
         rate = f"{show(figures[RATE])} ({show(min(rates))} to {show(max(rates))})"
         faster = f"{show(figures[FASTER])} times" if FASTER in figures else ""
         wal = f"{show(figures[WAL])} B" if WAL in figures else "Redis"
-        rows.append(f"| {name} | {rate} | {faster} | {show(figures[CPU])} µs | {wal} |")
-    return "\n".join(rows) + "\n"
+        rows.append(f"| {name} | {rate} | {faster} | {show(figures[CPU])} µs | {wal} | {int(figures[JOBS]):,} |")
+    return "\n".join([*rows, "", *compare["notes"]]) + "\n"
 
 
 FACTS = (
@@ -80,7 +80,12 @@ FACTS = (
         "cores busy in handlers",
         "{} of the cores' time is in handlers when each job needs 10 ms of CPU",
     ),
-    ("latency", "fastq", "p50 ms", "{} ms from enqueue to start on an idle system (median)"),
+    (
+        "latency",
+        "fastq",
+        "p50 ms",
+        "{} ms from the return of the enqueue call to the start of the handler on an idle system, median",
+    ),
     ("latency", "fastq", "p99 ms", "{} ms at the 99th percentile"),
     ("enqueue", "enqueue, one at a time", "jobs/s", "{} jobs/s enqueued one at a time by one client"),
     ("enqueue", "enqueue_many, all in a call", "jobs/s", "{} jobs/s enqueued by `enqueue_many`"),
@@ -105,9 +110,15 @@ def _facts(results: dict[str, Result]) -> str:
     """Return what else was found, as a list."""
     lines = []
     for benchmark, case, figure, text in FACTS:
-        runs = results.get(benchmark, {}).get("runs", {}).get(case, [])
-        if runs:
-            lines.append(f"- {text.format(show(_middles(runs)[figure]))}")
+        found = results.get(benchmark, {}).get("runs", {})
+        if case not in found:
+            continue
+        others = [
+            f"{other} {show(_middles(runs)[figure])}" for other, runs in found.items() if case == "fastq" != other
+        ]
+        runs = f"{len(found[case])} run" + "s" * (len(found[case]) > 1)
+        beside = f"; beside it {', '.join(others)}" if others else ""
+        lines.append(f"- {text.format(show(_middles(found[case])[figure]))} ({runs}{beside})")
     return "\n".join(lines) + ("\n" if lines else "")
 
 
@@ -118,7 +129,7 @@ def _middles(runs: list[dict[str, float]]) -> dict[str, float]:
 def _where(compare: Result) -> str:
     machine, versions, settings = compare["machine"], compare["versions"], compare["settings"]
     return (
-        f"Median of {settings['repeats']} interleaved runs (and their range) with 100-byte payloads, {compare['date'][:10]}:"
+        f"Table: median of {settings['repeats']} interleaved runs (and their range) with 100-byte payloads, {compare['date'][:10]}:"
         f" {machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB, Linux {machine['kernel']}, Python {machine['python']},"
         f" PostgreSQL {versions['PostgreSQL'].split()[0]}, everything on the same cores. A figure of one machine and one hour:"
         " the ratios are made of runs that stood side by side. [How it is measured](bench/README.md).\n"

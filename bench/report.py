@@ -43,13 +43,13 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def interleave(self, cases: Mapping[str, Callable[[], Figures]], repeats: int) -> None:
-        """Run each case so many times, in rounds of one each; say every figure when it is there.
+        """Run each case so many times, in rounds of one each, every other one backwards; say each figure when it is there.
 
         A peer that fails is left out from then on, with a word of why; fastq may not fail.
         """
         left = dict(cases)
-        for _ in range(repeats):
-            for case, run in list(left.items()):
+        for turn in range(repeats):
+            for case, run in list(left.items())[:: -1 if turn % 2 else 1]:
                 try:
                     figures = run()
                 except (RuntimeError, TimeoutError) as error:
@@ -87,6 +87,12 @@ class Report:
                     "met": met,
                 }
             )
+
+    def tell(self, text: str, values: list[float]) -> None:
+        """Say some values for which nothing was aimed at; nothing measured, nothing said."""
+        if values:
+            low, middle, high = map(show, (min(values), statistics.median(values), max(values)))
+            self.notes.append(f"{text}: {middle} ({low} to {high})")
 
     def print(self) -> None:
         """Print the table, the notes and the goals."""

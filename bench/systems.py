@@ -135,14 +135,14 @@ PEERS = (
     System(
         name="chancy",
         driver="chancy_driver.py",
-        needs=("chancy",),
+        needs=("chancy", "psycopg[binary]"),
         share=0.1,
         left="SELECT NOT EXISTS (SELECT FROM chancy_jobs WHERE state IN ('pending', 'retrying', 'running'))",
     ),
     System(
         name="procrastinate",
         driver="procrastinate_driver.py",
-        needs=("procrastinate",),
+        needs=("procrastinate", "psycopg[binary]"),
         share=0.02,
         left="SELECT (SELECT id FROM procrastinate_jobs ORDER BY id DESC LIMIT 1) IS NULL",
         ended=_counter("n_tup_del", "public", "procrastinate_jobs"),
@@ -150,7 +150,7 @@ PEERS = (
     System(
         name="dramatiq",
         driver="dramatiq_driver.py",
-        needs=("dramatiq[redis]",),
+        needs=("dramatiq[redis]", "hiredis"),
         store="redis",
         share=0.1,
         left="LLEN dramatiq:default; HLEN dramatiq:default.msgs",
@@ -158,7 +158,7 @@ PEERS = (
     System(
         name="celery",
         driver="celery_driver.py",
-        needs=("celery[redis]",),
+        needs=("celery[redis]", "hiredis"),
         store="redis",
         share=0.025,
         left="LLEN celery; HLEN unacked",
@@ -166,7 +166,7 @@ PEERS = (
     System(
         name="rq",
         driver="rq_driver.py",
-        needs=("rq",),
+        needs=("rq", "hiredis"),
         store="redis",
         share=0.0025,
         copies=2,  # it has no pool of its own here: one worker runs one job at a time

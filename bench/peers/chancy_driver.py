@@ -1,6 +1,7 @@
 """chancy in its fastest mode, coroutines in one event loop: 1000 at once, looking for more whenever some have ended."""
 
 import asyncio
+import logging
 import os
 
 from chancy import Chancy, Queue, Worker, job
@@ -45,6 +46,7 @@ async def drip() -> None:
 
 
 async def work() -> None:
+    logging.disable(logging.INFO)  # it says each job
     async with opened() as chancy, Worker(chancy) as worker:
         await worker.wait_for_shutdown()
 

@@ -1,6 +1,6 @@
 // pg-boss: jobs are fetched and completed a batch at a time, which is the fastest that its work() offers.
 // A queue of its own partition spares the indexes of policies that are not used. Polling every 0.5 s is its least;
-// burst fetches at once again while batches come back full, NOTIFY wakes an idle worker.
+// burstWhenBatchFull fetches at once again while batches come back full, NOTIFY wakes an idle worker.
 import { main, began, fed, TEXT, trickle, load } from "./handler.mjs"
 
 const { PgBoss } = await load("pg-boss")
@@ -28,7 +28,7 @@ main({
   trickle: () => stopped((boss) => trickle((n) => boss.send(QUEUE, { n, text: TEXT }))),
   work: () =>
     withBoss((boss) =>
-      boss.work(QUEUE, { batchSize: 1000, pollingIntervalSeconds: 0.5, burst: true, localConcurrency: 2 }, async (jobs) => {
+      boss.work(QUEUE, { batchSize: 1000, pollingIntervalSeconds: 0.5, burstWhenBatchFull: true, localConcurrency: 2 }, async (jobs) => {
         for (const job of jobs) began(job.data.n)
       }),
     ),

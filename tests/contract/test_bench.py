@@ -43,7 +43,7 @@ def test_the_benchmarks_run(server: str, tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     command = (sys.executable, "-m", "bench.readme", "--readme", readme, "--results", tmp_path)
     subprocess.run(command, cwd=ROOT, check=True, timeout=30)
-    assert "| 200 no-op jobs | jobs/s |" in readme.read_text()
+    assert "| 200 |" in readme.read_text()
 
 
 def test_a_case_that_there_is_not_is_told(server: str) -> None:
