@@ -23,7 +23,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,17 +121,25 @@ CRASHES: dict[str, tuple[Callable[[], object], str]] = {
 
 
 def demo(dsn: str | None, *, procs: int, keep: bool) -> int:
-    """Run the demo; return 0 if every job ended as it must. Raises FastqError when the master dies."""
+    """Run the demo; return 0 if every job ended as it must. Raises FastqError when the master dies.
+
+    What it has enqueued goes again when it does not come to its end.
+    """
     from fastq import schema  # noqa: PLC0415 - these are the driver's: children load no database driver
     from fastq.client import Client  # noqa: PLC0415
     from fastq.database import Database  # noqa: PLC0415
 
-    with Database(dsn) as database, database.connect() as connection:
+    with ExitStack() as exits:
+        database = exits.enter_context(Database(dsn))
+        connection = exits.enter_context(database.connect())
         print(f"database  {database.address}", flush=True)
+        schema.check_environment(connection, "")
         schema.migrate(connection)
         client, jobs = Client(connection), plan(library())
-        ids = client.enqueue_many(jobs)
+        leftovers = exits.enter_context(ExitStack())
         with running_master(database.dsn(), procs) as (process, log):
+            ids = client.enqueue_many(jobs)
+            leftovers.callback(client.delete, ids)
             print(f"jobs      {len(jobs):,}, of which {ROUNDS * len(CRASHES)} crash their process")
             print(f"master    pid {process.pid} with {procs} children, its log in {log}\n", flush=True)
             faults = report(connection, ids, watch(connection, ids, process))
@@ -139,6 +147,7 @@ def demo(dsn: str | None, *, procs: int, keep: bool) -> int:
             print(f"\nOne of the panics in full:\n\n{describe(shown.error or str(shown.status), shown.evidence)}\n")
             verdict = [f"WRONG: {len(faults):,} of them", *faults[:FAULTS_MAX]] if faults else ["All as it must be."]
             print("\n  ".join(verdict), flush=True)
+            leftovers.pop_all()
             if keep:
                 linger(database.dsn(), process, log, shown.id)
     return 1 if faults else 0

@@ -5,10 +5,11 @@ import sys
 import uuid
 from pathlib import Path
 
+import psycopg
 import pytest
 from helpers.masters import MARK, leftovers
 
-from fastq import demo
+from fastq import Client, Filter, demo, schema
 from fastq.errors import FastqError
 
 FILES = demo.library()[:60]
@@ -66,6 +67,35 @@ def test_the_death_of_the_master_fails_the_demo(dsn: str, mark: str, monkeypatch
     with pytest.raises(FastqError, match="the master has ended"):
         demo.demo(dsn, procs=4, keep=False)
     assert leftovers(mark) == []
+    assert pending(dsn) == 0
+
+
+@pytest.mark.usefixtures("mark")
+def test_a_demo_that_never_begins_leaves_no_job(dsn: str) -> None:
+    """Nobody would run it, or look for it."""
+    with pytest.raises(FastqError):
+        demo.demo(dsn, procs=0, keep=False)
+    with Client(dsn) as client:
+        assert client.list() == []
+
+
+@pytest.mark.usefixtures("mark")
+def test_a_database_that_is_for_something_else_sees_no_demo(dsn: str) -> None:
+    """Not even its schema is brought up to date."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        schema.set_environment(connection, "production")
+        connection.execute("DELETE FROM fastq.migration WHERE number = 7")
+        with pytest.raises(FastqError, match="the database is for 'production'"):
+            demo.demo(dsn, procs=4, keep=False)
+        assert connection.execute("SELECT count(*), max(number) FROM fastq.migration").fetchone() == (6, 6)
+    with Client(dsn) as client:
+        assert client.list() == []
+
+
+def pending(dsn: str) -> int:
+    """Return how many jobs wait for somebody to run them."""
+    with Client(dsn) as client:
+        return len(client.list(Filter(status="PENDING")))
 
 
 def test_the_app_loads_no_database_driver() -> None:
