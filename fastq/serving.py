@@ -40,7 +40,12 @@ class serving:  # noqa: N801 - reads as a phrase: with serving(app)
         ready, written = os.pipe()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "fastq", "master", f"--app={self._ref}", "--ready-fd", str(written), *self._args],
-            env={**os.environ, **self._environ, "FASTQ_DSN": self._database.dsn()},
+            env={
+                **os.environ,
+                **self._environ,
+                "FASTQ_DSN": self._database.dsn(),
+                "PYTHONPATH": os.pathsep.join(sys.path),  # so that it finds what we have found
+            },
             pass_fds=(written,),
         )
         os.close(written)
@@ -65,23 +70,26 @@ class serving:  # noqa: N801 - reads as a phrase: with serving(app)
 
 
 def _reference(app: App) -> tuple[str, dict[str, str]]:
-    """Return how another process finds the module that made this app, and what it needs for that."""
-    name = next((name for name, module in list(sys.modules.items()) if app in _values(module)), "__main__")
+    """Return how another process finds this app, and what it needs for that.
+
+    Of the modules that have it the one whose functions are its handlers: others have imported it from there.
+    """
+    found = {
+        module: name
+        for module, its in list(sys.modules.items())
+        for name, value in list(getattr(its, "__dict__", {}).items())
+        if value is app
+    }
+    own = {handler.function.__module__ for handler in app.handlers.values()}
+    module = next((module for module in found if module in own), next(iter(found), "__main__"))
+    name = f":{found[module]}" if module in found else ""
     main: Any = sys.modules["__main__"]
-    if name != "__main__":
-        return name, {}
+    if module != "__main__":
+        return module + name, {}
     if getattr(main, "__spec__", None) is not None:  # python -m
-        return str(main.__spec__.name), {}
+        return str(main.__spec__.name) + name, {}
     if getattr(main, "__file__", None) is not None:
-        return str(Path(main.__file__).resolve()), {}
+        return str(Path(main.__file__).resolve()) + name, {}
     if "-c" in sys.orig_argv:
         return CODE_REF, {CODE_VARIABLE: sys.orig_argv[sys.orig_argv.index("-c") + 1]}
     raise ConfigError("serving: the app stands in no file that another process could import")
-
-
-def _values(module: Any) -> list[Any]:
-    return (
-        [value for value in vars(module).values() if type(value).__name__ == "App"]
-        if hasattr(module, "__dict__")
-        else []
-    )
