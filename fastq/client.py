@@ -82,8 +82,10 @@ class Client:
             return
         from fastq.database import Database  # noqa: PLC0415 - only who has no connection needs the search for one
 
-        self._connection = self._exits.enter_context(Database(database)).connect()
-        self._exits.callback(self._connection.close)
+        with ExitStack() as exits:
+            self._connection = exits.enter_context(Database(database)).connect()
+            exits.callback(self._connection.close)
+            self._exits = exits.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -237,11 +239,11 @@ class AsyncClient:
         """Return a client with a connection of its own; None: the database that the environment names."""
         from fastq.database import Database  # noqa: PLC0415 - only who has no connection needs the search for one
 
-        exits = AsyncExitStack()
-        connection = await exits.enter_context(Database(database)).connect_async()
-        exits.push_async_callback(connection.close)
-        client = cls(connection)
-        client._exits = exits
+        async with AsyncExitStack() as exits:
+            connection = await exits.enter_context(Database(database)).connect_async()
+            exits.push_async_callback(connection.close)
+            client = cls(connection)
+            client._exits = exits.pop_all()
         return client
 
     async def __aenter__(self) -> Self:

@@ -11,7 +11,7 @@ import psycopg
 
 from fastq import schema
 from fastq.config import EMBEDDED, find_database
-from fastq.server import PID, anywhere_writable
+from fastq.server import PID
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,8 +39,12 @@ class Database:
     def __enter__(self) -> Self:
         if self._embedded is not None:
             self._embedded.ensure()
-            with self.connect() as connection:
-                schema.migrate(connection)
+            try:
+                with self.connect() as connection:
+                    schema.migrate(connection)
+            except BaseException:
+                self._embedded.stop()
+                raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,7 +63,7 @@ class Database:
         """Return a new connection. Raises DatabaseError."""
         try:
             connection = await psycopg.AsyncConnection.connect(
-                anywhere_writable(self.dsn()), autocommit=True, prepare_threshold=None, **schema.AS_CLIENT
+                schema.client_conninfo(self.dsn()), autocommit=True, prepare_threshold=None
             )
             await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)  # as in schema.connect
             pid = await (await connection.execute(PID)).fetchone()

@@ -7,6 +7,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from fastq import roles
 from fastq.errors import DatabaseError, SchemaError, UnreachableError
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 LOCK = 0x66617374  # "fast"
 OLDEST_SERVER = 140000
 
-AS_CLIENT: dict[str, Any] = {"connect_timeout": 5, "application_name": "fastq", "client_encoding": "UTF8"}
-"""How commands and clients connect."""
+AS_CLIENT = {"connect_timeout": "5", "application_name": "fastq"}
+"""How commands and clients connect where their connection string says nothing."""
 
 
 def migrations() -> list[tuple[int, str, str]]:
@@ -30,10 +31,16 @@ def migrations() -> list[tuple[int, str, str]]:
     return [(int(file.name.split("_")[0]), file.name.removesuffix(".sql"), file.read_text()) for file in files]
 
 
+def client_conninfo(dsn: str) -> str:
+    """Return the connection string of a command or a client. Raises psycopg.ProgrammingError for one that is none."""
+    given: dict[str, Any] = conninfo_to_dict(anywhere_writable(dsn))
+    return make_conninfo(**{**AS_CLIENT, **given, "client_encoding": "UTF8"})
+
+
 def connect(dsn: str) -> Connection:
     """Connect, or raise DatabaseError in one line."""
     try:
-        connection = psycopg.connect(anywhere_writable(dsn), autocommit=True, prepare_threshold=None, **AS_CLIENT)
+        connection = psycopg.connect(client_conninfo(dsn), autocommit=True, prepare_threshold=None)
         connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # whatever the site's default is
         pid = connection.execute(PID).fetchone()
     except psycopg.Error as error:

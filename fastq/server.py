@@ -6,6 +6,7 @@ system, does not know what we hold: it is refused, like a standby, and we try ag
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -51,15 +52,16 @@ class Lineage:
 def anywhere_writable(dsn: str) -> str:
     """Return the connection string; of several hosts it means the one that takes writes, unless it says otherwise."""
     given: dict[str, Any] = conninfo_to_dict(dsn)
-    if hosts(dsn) == 1:
+    if hosts(dsn) == 1 or "PGTARGETSESSIONATTRS" in os.environ:
         return dsn
     return make_conninfo(**{"target_session_attrs": "read-write", **given})
 
 
 def hosts(dsn: str) -> int:
-    """Return how many hosts a connection string names."""
+    """Return how many hosts a connection string names, or else libpq's variables."""
     given: dict[str, Any] = conninfo_to_dict(dsn)
-    return max(str(given.get(name) or "").count(",") + 1 for name in ("host", "hostaddr"))
+    names = (given.get(name) or os.environ.get(f"PG{name.upper()}") for name in ("host", "hostaddr"))
+    return max(str(name or "").count(",") + 1 for name in names)
 
 
 async def connect(conninfo: str, lineage: Lineage) -> tuple[psycopg.AsyncConnection[TupleRow], bool]:

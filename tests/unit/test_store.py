@@ -8,7 +8,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 import fastq.errors
-from fastq.schema import migrations
+from fastq.schema import client_conninfo, migrations
 from fastq.server import Lineage
 from fastq.store import SETTINGS, master_conninfo, numbered, pause, statements
 
@@ -65,6 +65,38 @@ def test_a_connection_string_keeps_what_it_says(expected: str, dsn: str, name: s
 def test_of_several_hosts_the_one_that_takes_writes_is_meant(dsn: str, expected: str | None) -> None:
     """A standby among them is not to be asked for jobs."""
     assert conninfo_to_dict(master_conninfo(dsn, "m")).get("target_session_attrs") == expected
+
+
+@pytest.mark.parametrize(
+    ("environ", "dsn", "expected"),
+    [
+        ({"PGHOST": "a,b"}, "", "read-write"),
+        ({"PGHOSTADDR": "127.0.0.1,127.0.0.2"}, "dbname=x", "read-write"),
+        ({"PGHOST": "a,b"}, "host=c", None),
+        ({"PGTARGETSESSIONATTRS": "any"}, "host=a,b", None),
+    ],
+)
+def test_hosts_that_the_environment_names_count_as_well(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], dsn: str, expected: str | None
+) -> None:
+    """Where the string names none; and what it asks of them is asked."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert conninfo_to_dict(master_conninfo(dsn, "m")).get("target_session_attrs") == expected
+
+
+@pytest.mark.parametrize(
+    ("expected", "dsn", "name"),
+    [
+        ("5", "host=h", "connect_timeout"),
+        ("60", "host=h connect_timeout=60", "connect_timeout"),
+        ("mine", "host=h application_name=mine", "application_name"),
+        ("UTF8", "host=h client_encoding=latin1", "client_encoding"),
+    ],
+)
+def test_a_client_s_connection_string_keeps_what_it_says(expected: str, dsn: str, name: str) -> None:
+    """All but the encoding, without which payloads could not be sent."""
+    assert conninfo_to_dict(client_conninfo(dsn))[name] == expected
 
 
 @pytest.mark.parametrize("failures", [0, 1, 5, 10, 1000, 100_000])
