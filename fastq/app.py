@@ -52,7 +52,7 @@ class Handler(Generic[P, R]):
         self.delay = delay
         """The retry function, if that is what was given for `retry`."""
         self._options = dict(options)
-        self._signature = inspect.signature(function)
+        self._signature = _signature(function)
         for parameter in self._signature.parameters.values():
             if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
                 raise InvalidJob(f"handler {kind.name}: arguments travel by name, {parameter} cannot")
@@ -112,7 +112,9 @@ class App:
         kind = options.pop("kind", None)
 
         def register(function: Callable[..., Any]) -> Handler[..., Any]:
-            name = kind or function.__name__
+            name = kind or getattr(function, "__name__", None)
+            if name is None:
+                raise InvalidJob(f"{function!r} has no name: say which kind it is the handler of, @app.job(kind=...)")
             if name in self.handlers:
                 raise InvalidJob(f"kind {name!r} has a handler already: {self.handlers[name].function}")
             of_kind, of_job = _split(options)
@@ -198,6 +200,15 @@ def _delays(retry: Any) -> tuple[float, ...] | None:
         raise InvalidJob(f"retry is {retry!r}, must be None, seconds, a list of seconds or a function") from None
 
 
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Return what a function takes, its annotations unread: they may name what is there for type checkers alone."""
+    if sys.version_info >= (3, 14):
+        import annotationlib  # noqa: PLC0415 - new in 3.14
+
+        return inspect.signature(function, annotation_format=annotationlib.Format.STRING)
+    return inspect.signature(function)
+
+
 def _check_hook(hook: Any) -> None:
     """Raise InvalidJob unless calling it, without arguments, does what its author wrote."""
     if not callable(hook):
@@ -210,7 +221,7 @@ def _check_hook(hook: Any) -> None:
         if is_kind(hook):
             raise InvalidJob(f"hook {hook!r} is {what}: hooks are plain functions")
     try:
-        inspect.signature(hook).bind()
+        _signature(hook).bind()
     except TypeError as error:
         raise InvalidJob(f"hook {hook!r} is called without arguments: {error}") from None
     except ValueError:  # written in C, and says nothing of its arguments

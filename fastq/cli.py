@@ -24,7 +24,7 @@ from fastq.errors import AppImportError, ConfigError, FastqError
 from fastq.events import Emit, Event, MasterStarted
 from fastq.evidence import describe
 from fastq.start import await_database
-from fastq.text import one_line
+from fastq.text import one_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -277,7 +277,8 @@ def run_show(args: argparse.Namespace) -> int:
     with Client(args.dsn) as client:
         job = client.get(args.job)
     phase = f" ({job.phase})" if job.phase else ""
-    print(f"#{job.id} {job.kind} in {job.queue}, priority {job.priority}: {job.status}{phase}, attempt {job.attempt}")
+    kind, queue = printable(job.kind), printable(job.queue)
+    print(f"#{job.id} {kind} in {queue}, priority {job.priority}: {job.status}{phase}, attempt {job.attempt}")
     for name in ("created_at", "run_at", "started_at", "finished_at"):
         if (value := getattr(job, name)) is not None:
             print(f"  {name:<12}{value.isoformat()}")

@@ -12,6 +12,7 @@ import urllib.parse
 import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -72,17 +73,21 @@ def look(urls: Sequence[str]) -> Look:
     return Look(time.monotonic(), {url: _ask(url) for url in urls})
 
 
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Masters are asked themselves: a proxy would be told their logins."""
+
+
 def _ask(url: str) -> Status | str:
-    parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
-    host = parts.netloc.rpartition("@")[2]
-    request = urllib.request.Request(f"{parts.scheme}://{host}/status.json")  # noqa: S310 - the user's own URL
-    if parts.username is not None:
-        login = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
-        request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:  # noqa: S310
+        parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
+        host = parts.netloc.rpartition("@")[2]
+        request = urllib.request.Request(f"{parts.scheme}://{host}/status.json")  # noqa: S310 - the user's own URL
+        if parts.username is not None:
+            login = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
+            request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
+        with _DIRECT.open(request, timeout=ANSWER_SECONDS) as answer:
             status: Status = orjson.loads(answer.read())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         return one_line(error)
     return status
 

@@ -139,6 +139,14 @@ def test_a_refused_handler_is_not_registered() -> None:
     assert app.handlers == {}
 
 
+def test_a_handler_without_a_name_needs_a_kind() -> None:
+    """As a partial function has none."""
+    app = App()
+    with pytest.raises(InvalidJob, match=r"has no name: .*@app\.job\(kind=\.\.\.\)"):
+        app.job(functools.partial(int, base=2))
+    assert list(app.handlers) == []
+
+
 @pytest.mark.parametrize("function", [lambda x, /: x, lambda *args: args, len], ids=["positional only", "*args", "len"])
 def test_a_function_whose_arguments_have_no_names_is_refused(function: Callable[..., Any]) -> None:
     """A payload is an object: arguments travel by name."""

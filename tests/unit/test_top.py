@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import socket
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -106,6 +108,31 @@ def test_who_does_not_listen_is_no_crash() -> None:
     """The reason takes the place of the status."""
     (reason,) = look(["127.0.0.1:1"]).statuses.values()
     assert "refused" in reason
+
+
+@pytest.mark.parametrize("url", ["localhost:abc", "http://[::1", "http://"])
+def test_an_address_that_is_none_is_no_crash(url: str) -> None:
+    """It is said where its status would stand."""
+    (reason,) = look([url]).statuses.values()
+    assert isinstance(reason, str)
+
+
+def test_what_speaks_no_http_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a Redis at the wrong port; and no proxy is asked for its answer."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"-ERR wrong\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        (reason,) = look([f"127.0.0.1:{server.getsockname()[1]}"]).statuses.values()
+        thread.join()
+    assert "ERR wrong" in str(reason)
 
 
 def test_once_without_any_answer_is_an_error() -> None:
