@@ -1,4 +1,4 @@
-"""procrastinate: ten jobs at once in one event loop (fifty, or two processes, are no faster); what succeeds is deleted."""
+"""procrastinate: ten jobs at once in one event loop (fifty are no faster); what succeeds is deleted."""
 
 import asyncio
 
