@@ -31,7 +31,7 @@ def run(bench: Bench) -> Report:
         "fastq's CPU a job over that of graphile-worker", report.ratios("fastq", "graphile-worker", CPU), "<=", 0.4
     )
     report.tell(
-        "fastq's over that of graphile-worker, when its jobs are enqueued one by one",
+        "fastq's throughput over that of graphile-worker, its jobs enqueued one by one",
         report.ratios(SINGLY, "graphile-worker", RATE),
     )
     return report
