@@ -19,8 +19,8 @@ SINGLY = "fastq, enqueued one by one"
 def run(bench: Bench) -> Report:
     systems = bench.systems()
     report = bench.report("compare", "No-op jobs per second, everything on the same cores", *systems[1:])
-    cases = {system.name: partial(drain, bench, system) for system in systems}
-    cases |= {SINGLY: partial(drain, bench, FASTQ, fill=fill_singly)}
+    drains = {system.name: partial(drain, bench, system) for system in systems}
+    cases = {FASTQ.name: drains[FASTQ.name], SINGLY: partial(drain, bench, FASTQ, fill=fill_singly), **drains}
     report.interleave(bench.chosen(cases), bench.repeats)
     for system in systems[1:]:
         for run, mine in zip(report.runs.get(system.name, ()), report.runs[FASTQ.name], strict=False):
