@@ -32,6 +32,8 @@ H = TypeVar("H", bound=Hook)
 CODE_REF = "-c"
 """An app that was given as `python -c`; its text stands in the environment."""
 CODE_VARIABLE = "FASTQ_APP_CODE"
+PATH_VARIABLE = "FASTQ_APP_PATH"
+"""Where else modules are looked for, before all others; taken out of the environment when it is read."""
 
 
 class Handler(Generic[P, R]):
@@ -250,6 +252,8 @@ def load_app(ref: str) -> App:
     Raises AppImportError, with the traceback if the app's own code failed.
     """
     target, _, name = (CODE_REF, "", "") if ref == CODE_REF else ref.partition(":")
+    places = os.environ.pop(PATH_VARIABLE, "").split(os.pathsep)
+    sys.path[:0] = [place for place in places if place and place not in sys.path]
     try:
         module = _load_module(target)
     except AppImportError:

@@ -257,10 +257,9 @@ class Leaser:
 
     async def _claim_lanes(self, want: int, *, from_front: bool) -> int:
         self._turn += 1
-        lanes = self._order()
+        lanes, served = self._order(), self._served()
         if not lanes or want <= 0:
             return 0
-        served = self._served()
         numbers = {self._kinds[number].name: number for number in served}
         suspects = self._suspects()
         self._were_all_busy = not suspects

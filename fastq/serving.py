@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastq.app import CODE_REF, CODE_VARIABLE
+from fastq.app import CODE_REF, CODE_VARIABLE, PATH_VARIABLE
 from fastq.client import Client
 from fastq.database import Database
 from fastq.errors import ConfigError, FastqError
@@ -40,12 +40,7 @@ class serving:  # noqa: N801 - reads as a phrase: with serving(app)
         ready, written = os.pipe()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "fastq", "master", f"--app={self._ref}", "--ready-fd", str(written), *self._args],
-            env={
-                **os.environ,
-                **self._environ,
-                "FASTQ_DSN": self._database.dsn(),
-                "PYTHONPATH": os.pathsep.join(sys.path),  # so that it finds what we have found
-            },
+            env={**os.environ, **self._environ, "FASTQ_DSN": self._database.dsn()},
             pass_fds=(written,),
         )
         os.close(written)
@@ -70,26 +65,28 @@ class serving:  # noqa: N801 - reads as a phrase: with serving(app)
 
 
 def _reference(app: App) -> tuple[str, dict[str, str]]:
-    """Return how another process finds this app, and what it needs for that.
+    """Return how another process finds this app, and what it needs for that: the path on which we have found it, too.
 
-    Of the modules that have it the one whose functions are its handlers: others have imported it from there.
+    The module to import is the one that has all of its handlers and hooks, or else the first that has the app: the
+    script, which has imported the others.
     """
-    found = {
-        module: name
-        for module, its in list(sys.modules.items())
-        for name, value in list(getattr(its, "__dict__", {}).items())
-        if value is app
-    }
-    own = {handler.function.__module__ for handler in app.handlers.values()}
-    module = next((module for module in found if module in own), next(iter(found), "__main__"))
+    path = {PATH_VARIABLE: os.pathsep.join(place for place in sys.path if isinstance(place, str))}
+    found: dict[str, str] = {}
+    for module, its in list(sys.modules.items()):
+        for name, value in list(getattr(its, "__dict__", {}).items()):
+            if value is app:
+                found.setdefault(module, name)
+    functions = [handler.function for handler in app.handlers.values()] + [*app.start_hooks, *app.stop_hooks]
+    own = {getattr(function, "__module__", None) for function in functions}
+    module = next((module for module in found if own == {module}), next(iter(found), "__main__"))
     name = f":{found[module]}" if module in found else ""
     main: Any = sys.modules["__main__"]
     if module != "__main__":
-        return module + name, {}
+        return module + name, path
     if getattr(main, "__spec__", None) is not None:  # python -m
-        return str(main.__spec__.name) + name, {}
+        return str(main.__spec__.name) + name, path
     if getattr(main, "__file__", None) is not None:
-        return str(Path(main.__file__).resolve()) + name, {}
+        return str(Path(main.__file__).resolve()) + name, path
     if "-c" in sys.orig_argv:
-        return CODE_REF, {CODE_VARIABLE: sys.orig_argv[sys.orig_argv.index("-c") + 1]}
+        return CODE_REF, {CODE_VARIABLE: sys.orig_argv[sys.orig_argv.index("-c") + 1], **path}
     raise ConfigError("serving: the app stands in no file that another process could import")

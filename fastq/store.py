@@ -226,7 +226,9 @@ class Connection:
             await asyncio.sleep(pause(self._failures, 2.0))
         try:
             info = self._conninfo()
-            seconds = float(str(conninfo_to_dict(info)["connect_timeout"])) or CONNECT_SECONDS  # 0: for ever, to libpq
+            seconds = float(str(conninfo_to_dict(info)["connect_timeout"]))
+            if seconds <= 0:  # for ever, to libpq
+                seconds = CONNECT_SECONDS
             async with asyncio.timeout((seconds + 1) * server.hosts(info)):
                 self._connection, self.is_pooled = await server.connect(info, self._lineage)
         except (psycopg.Error, DatabaseError, OSError) as error:

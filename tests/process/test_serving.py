@@ -38,16 +38,20 @@ if __name__ == "__main__":
         ("import jobs", "jobs.app"),
         ("from jobs import app", "app"),
         ("import fellow", "fellow.app"),
+        ("from core import app\nimport mails, sums", "app"),
         (APP, "app"),
     ],
-    ids=["of a module", "by name", "by way of another", "of the script itself"],
+    ids=["of a module", "by name", "by way of another", "of several modules", "of the script itself"],
 )
 def test_the_app_is_found_where_its_caller_has_found_it(dsn: str, tmp_path: Path, imports: str, app: str) -> None:
-    """On the caller's own path, beside another app, and in the module whose functions are its handlers."""
+    """On the caller's own path, beside another app, and with all of its handlers."""
     for folder in ("library", "scripts", "elsewhere"):
         (tmp_path / folder).mkdir()
     (tmp_path / "library" / "jobs.py").write_text(APP)
     (tmp_path / "library" / "fellow.py").write_text("from jobs import app")
+    (tmp_path / "library" / "core.py").write_text("import fastq\napp = fastq.App()")
+    (tmp_path / "library" / "mails.py").write_text("from core import app\n@app.job\ndef mail(to): pass")
+    (tmp_path / "library" / "sums.py").write_text("from core import app\n@app.job\ndef add(a, b): return a + b")
     script = tmp_path / "scripts" / "run.py"
     script.write_text(SCRIPT.format(path=[str(tmp_path / "library")], imports=imports, app=app))
     done = subprocess.run(
