@@ -258,7 +258,7 @@ class Leaser:
     async def _claim_lanes(self, want: int, *, from_front: bool) -> int:
         self._turn += 1
         lanes, served = self._order(), self._served()
-        if not lanes or want <= 0:
+        if not lanes or want <= 0 or self.paused:  # it may have been paused since the claim before
             return 0
         numbers = {self._kinds[number].name: number for number in served}
         suspects = self._suspects()

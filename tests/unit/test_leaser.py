@@ -302,3 +302,20 @@ def test_bundles_that_are_locked_hold_up_nobody(monkeypatch: pytest.MonkeyPatch,
         asked.clear()
         assert asyncio.run(world.leaser._claim(500, from_front=True)) == 1
         assert asked == [("claim", [FRONT], [BACK])]
+
+
+def test_who_is_paused_in_the_midst_of_a_search_claims_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim that finds nothing is followed by a look for lanes, and by another claim when there are new ones."""
+    world = World(monkeypatch, look=0.0)
+
+    async def fetch(statement: str, *_: Any, **__: Any) -> list[Any]:
+        world.asked.append(statement)
+        if statement == "lanes":
+            world.leaser.paused = True
+            return [("default", 2)]
+        return []
+
+    monkeypatch.setattr(world, "fetch", fetch)
+    world.leaser._marks = {("other", 2): FRONT}
+    assert asyncio.run(world.leaser._claim_once(10)) == 0
+    assert world.asked == ["claim", "lanes"]
