@@ -243,9 +243,14 @@ class Dispatcher:
             self._inflight.remove(packet)
             return
         child.since = clock_gettime_ns(CLOCK_BOOTTIME)
-        fd = memory_file(payload)
-        self._put(child, packet, fd)
-        os.close(fd)
+        try:
+            fd = memory_file(payload)
+            try:
+                self._put(child, packet, fd)
+            finally:
+                os.close(fd)
+        except OSError:  # too many descriptors are open, or under way to others of this user; soon perhaps not
+            self._put_back(packet)
 
     def _put(self, child: Child, packet: Packet, payload: int | None) -> None:
         left = packet.limits.deadline_in

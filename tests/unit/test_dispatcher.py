@@ -5,6 +5,7 @@ Most of it on a channel that is only a list; where the kernel is the subject, on
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections import deque
@@ -331,6 +332,23 @@ def test_a_long_payload_is_fetched_first() -> None:
     world = World()
     world.claim(packet(1, body=b""), packet(2))
     assert ([p.job_ids for p in world.loading], world.has(), world.child().is_idle) == ([[1]], [], False)
+
+
+def test_a_long_payload_that_cannot_be_handed_over_now_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel allows a user so many descriptors that are under way; the master goes on, and tries again."""
+    world = World()
+    world.claim(packet(1, body=b""))
+
+    def refuse(*_: object) -> bool:
+        raise OSError(errno.ETOOMANYREFS, "Too many references: cannot splice")
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(world.child().channel, "send", refuse)
+        world.dispatcher.loaded(world.child(), world.loading[0], b"{}")
+    assert (world.has(), world.child().is_idle, world.dispatcher.backlog) == ([], True, 1)
+    world.dispatcher.tick()
+    world.dispatcher.loaded(world.child(), world.loading[1], b"{}")
+    assert world.has() == [[1]]
 
 
 def test_a_job_past_its_deadline_is_never_started() -> None:
