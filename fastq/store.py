@@ -52,7 +52,6 @@ SETTINGS = {
     "TimeZone": "UTC",
     "array_nulls": "on",
     "lock_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
     # A policy that hides jobs from us is to be an error, and not an empty table.
     "row_security": "off",
@@ -61,6 +60,8 @@ SETTINGS = {
     "tcp_keepalives_interval": "1",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "5000",
+    # Nor does one that stops, or vanishes behind a pooler that does not notice, between a statement and its commit.
+    "idle_in_transaction_session_timeout": "5000",
 }
 """Session settings of a master's connections."""
 

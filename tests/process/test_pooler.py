@@ -96,3 +96,40 @@ def test_a_dead_master_s_jobs_are_rescued(masters: Masters, through: str, tmp_pa
         until(lambda: set(jobs.held(go).values()) != {pid}, "it to run again")
         go.touch()
         assert client.wait(job_id, 20).attempt == 1
+
+
+CALM = """
+    SELECT count(*) FILTER (WHERE state = 'idle in transaction' AND EXISTS (
+        SELECT FROM pg_locks WHERE pg_locks.pid = activity.pid AND relation = 'fastq.worker'::regclass AND mode <> 'AccessShareLock'
+    ))
+    FROM pg_stat_activity AS activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+    HAVING max(state_change) < clock_timestamp() - interval '0.2 s'
+"""
+"""When all has come to rest: sessions that have locked a row of the masters and wait for their client."""
+
+
+def test_a_master_that_stops_in_a_transaction_holds_nobody_up(
+    masters: Masters, through: str, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """Its lock on its own row ends by itself, so that another can revoke it; awake again, it finds itself fenced."""
+    go = tmp_path / "go"
+    first = masters.start("--lease", "3", procs=2)
+    with fastq.Client(through) as client:
+        client.enqueue(jobs.hold, str(go))
+        (pid,) = until(lambda: jobs.held(go), "it to run").values()
+        client.enqueue_many([jobs.noop.job() for _ in range(50_000)])
+
+    def stopped_in_a_transaction() -> bool:
+        first.signal(signal.SIGSTOP)
+        if until(lambda: connection.execute(CALM).fetchone(), "its sessions to rest") != (0,):
+            return True
+        first.signal(signal.SIGCONT)
+        return False
+
+    until(stopped_in_a_transaction, "it to stop between a statement and its commit")
+    masters.start("--lease", "3", procs=2)
+    until(lambda: set(jobs.held(go).values()) != {pid}, "it to run again")
+    go.touch()
+    until(lambda: is_quiet(connection), "all to end")
+    first.signal(signal.SIGCONT)
+    until(lambda: "fenced" in first.text(), "it to notice")
