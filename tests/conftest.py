@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from helpers.folder import make_folder
 from helpers.masters import Masters, leftovers
+from helpers.members import for_client, for_master, make_members
 from helpers.pooler import pooler
 from helpers.variants import AS_ROLES, POOLED
 from psycopg import sql
@@ -27,16 +28,6 @@ SETTINGS = {"max_connections": "200", "fsync": "off", "max_wal_size": "256MB"}
 """No test pulls the machine's plug: what is committed survives every kill without waiting for the disk. Memory has little room for WAL."""
 
 _numbers = itertools.count()
-
-
-def member(server: str, group: str) -> str:
-    """Return a user of ours that is a member of a role of fastq's, and nothing else."""
-    name = f"fastq_test_{group.removeprefix('fastq_')}"
-    with psycopg.connect(server, autocommit=True) as connection, contextlib.suppress(psycopg.errors.DuplicateObject):
-        connection.execute(
-            sql.SQL("CREATE ROLE {} LOGIN IN ROLE {}").format(sql.Identifier(name), sql.Identifier(group))
-        )
-    return name
 
 
 @pytest.fixture(scope="session")
@@ -61,8 +52,7 @@ def template_database(server: str) -> Iterator[str]:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         with schema.connect(make_conninfo(server, dbname=name)) as fresh:
             schema.migrate(fresh)
-            if AS_ROLES:
-                schema.make_roles(fresh)
+            make_members(fresh)
         yield name
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
@@ -80,10 +70,10 @@ def dsn(server: str, template_database: str) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=AS_ROLES)
-def clients_as_members(server: str, template_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def clients_as_members(monkeypatch: pytest.MonkeyPatch) -> None:
     """With FASTQ_TEST_ROLES set, let clients connect as members of fastq_client."""
-    user, plain = member(server, "fastq_client"), Database.dsn
-    monkeypatch.setattr(Database, "dsn", lambda self: make_conninfo(plain(self), user=user))
+    plain = Database.dsn
+    monkeypatch.setattr(Database, "dsn", lambda self: for_client(plain(self)))
 
 
 @pytest.fixture
@@ -114,9 +104,9 @@ def way(server: str) -> Iterator[Callable[[str], str]]:
 
 
 @pytest.fixture
-def masters(dsn: str, server: str, way: Callable[[str], str], tmp_path: Path) -> Iterator[Masters]:
+def masters(dsn: str, way: Callable[[str], str], tmp_path: Path) -> Iterator[Masters]:
     """Start real masters with `masters.start(...)`; whatever a test leaves running is killed, and told of as a failure."""
-    started = Masters(way(make_conninfo(dsn, user=member(server, "fastq_master")) if AS_ROLES else dsn), tmp_path)
+    started = Masters(way(for_master(dsn)), tmp_path)
     yield started
     started.kill_all()
     left = leftovers(started.name)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 from helpers.masters import Master, Masters, is_quiet, leftovers
+from helpers.members import for_master
 from helpers.until import until
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
@@ -55,7 +56,7 @@ def serving(
     with psycopg.connect(server, autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*map(sql.Identifier, (name, template))))
         try:
-            masters = Masters(dsn, folder)
+            masters = Masters(for_master(dsn), folder)
             try:
                 with fastq.Client(dsn) as client, psycopg.connect(dsn, autocommit=True) as connection:
                     yield Service(client, connection, masters.start(*args, app=app(serve), procs=procs), masters)

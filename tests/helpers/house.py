@@ -131,7 +131,7 @@ class House:
 
     def feed(self) -> None:
         """Keep innocent jobs coming, until it is over."""
-        with psycopg.connect(self.masters.dsn, autocommit=True, prepare_threshold=None) as connection:
+        with psycopg.connect(self.connection.info.dsn, autocommit=True) as connection:
             while not self.over.wait(0.05):
                 row = connection.execute(
                     "SELECT (SELECT count(*) FROM fastq.ready) + (SELECT coalesce(sum(cardinality(job_ids)), 0) FROM fastq.bundle)"

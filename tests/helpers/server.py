@@ -20,6 +20,7 @@ from psycopg.conninfo import make_conninfo
 from fastq import schema
 from fastq.embedded import EmbeddedPostgres
 from helpers.folder import make_folder
+from helpers.members import make_members
 from helpers.until import until
 
 SETTINGS = {"fsync": "off", "shared_buffers": "16MB", "listen_addresses": "127.0.0.1", "wal_level": "logical"}
@@ -135,6 +136,7 @@ def server(**settings: str) -> Iterator[Server]:
         server = exits.enter_context(Server(folder / "pg", **settings))
         with schema.connect(server.dsn) as connection:
             schema.migrate(connection)
+            make_members(connection)
         yield server
 
 

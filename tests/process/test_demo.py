@@ -16,6 +16,11 @@ FILES = demo.library()[:60]
 
 
 @pytest.fixture
+def clients_as_members() -> None:
+    """One address is for all that the demo does: it makes the schema, enqueues, and starts a master."""
+
+
+@pytest.fixture
 def mark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """Make the demo a small one; return what marks its processes."""
     name = uuid.uuid4().hex

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from helpers import jobs
 from helpers.masters import Masters, is_quiet, outcomes
+from helpers.members import make_members
 from helpers.until import until
 from helpers.variants import own_connections
 from psycopg import sql
@@ -94,7 +95,7 @@ def test_an_error_of_the_server_s_is_an_outage_and_no_outcome(
     connection.execute("CREATE TABLE public.fault (code text PRIMARY KEY); CREATE SEQUENCE public.seen")
     connection.execute(
         sql.SQL(
-            "CREATE FUNCTION public.fail() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE code text; BEGIN"
+            "CREATE FUNCTION public.fail() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ DECLARE code text; BEGIN"
             " SELECT f.code INTO code FROM public.fault f ORDER BY 1 OFFSET (nextval('public.seen') - 1) LIMIT 1;"
             " IF code IS NOT NULL THEN RAISE EXCEPTION 'raised by a test' USING ERRCODE = code; END IF; RETURN NULL; END $$;"
             " CREATE TRIGGER fail AFTER INSERT ON fastq.{} FOR EACH STATEMENT EXECUTE FUNCTION public.fail()"
@@ -255,6 +256,7 @@ def test_a_schema_that_is_dropped_and_made_again(
     until(lambda: 'relation "fastq.' in master.text(), "it to be said")
     with schema.connect(dsn) as fresh:
         schema.migrate(fresh)
+        make_members(fresh)
     until(lambda: "fenced" in master.text(), "it to notice that nothing is its own any more")
     assert client.wait(client.enqueue(jobs.add, 2, 1), 20).result == 3
     assert master.process.poll() is None

@@ -56,7 +56,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mount.returncode:
         pytest.skip(f"a file system takes the right to mount it: {mount.stderr.strip()}")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)  # if the test has failed, a master still holds it
 
 
 def test_a_full_disk_stops_nobody(masters: Masters, connection: psycopg.Connection, small_disk: Path) -> None:

@@ -19,6 +19,7 @@ import psycopg
 import pytest
 from helpers import jobs
 from helpers.masters import Master, Masters
+from helpers.members import for_master, make_members
 from helpers.proxy import Proxy
 from helpers.server import Server, empty, server
 from helpers.until import until
@@ -290,7 +291,7 @@ def test_a_failover(masters: Masters, pair: tuple[Server, Server], tmp_path: Pat
     their old results is taken for one. A job that was enqueued in the tail is gone with it.
     """
     primary, standby = pair
-    masters.dsn = both(primary, standby)
+    masters.dsn = for_master(both(primary, standby))
     master = masters.start("--lease", "5", procs=4)
     evidence, number = tmp_path / "evidence", 1500
     enqueue(primary, *(jobs.exclusive.job(str(evidence), 0.003) for _ in range(number)))
@@ -322,7 +323,7 @@ def test_what_is_no_primary_of_ours_is_refused(masters: Masters, pair: tuple[Ser
     primary, standby = pair
     with Proxy(primary.port) as proxy, server() as stranger:
         master = masters.start(
-            "--lease", "3", procs=1, environ={"FASTQ_DSN": make_conninfo(primary.tcp, port=proxy.port)}
+            "--lease", "3", procs=1, environ={"FASTQ_DSN": for_master(make_conninfo(primary.tcp, port=proxy.port))}
         )
 
         def lead_to(where: Server) -> None:
@@ -354,7 +355,7 @@ def test_a_standby_alone_is_refused_at_the_start(masters: Masters, pair: tuple[S
     """In one line, by a master and by a client that wants to write."""
     primary, standby = pair
     primary.await_standby(standby)
-    masters.dsn = standby.tcp
+    masters.dsn = for_master(standby.tcp)
     master = masters.start(ready=False)
     assert master.wait() == 4
     assert "the server is a read-only standby; name the primary" in master.text()
@@ -399,7 +400,9 @@ def test_a_server_that_goes_while_a_master_looks_is_waited_for(dsn: str, monkeyp
     monkeypatch.setattr(schema, "check_server", go)
     for option in ("--log-json", "--init"):
         looks.clear()
-        assert cli.master(["--app", "a", "--metrics", "off", "--dsn", dsn, "--wait-for-db", "2", option]) == 4
+        assert (
+            cli.master(["--app", "a", "--metrics", "off", "--dsn", for_master(dsn), "--wait-for-db", "2", option]) == 4
+        )
         assert len(looks) > 1
 
 
@@ -463,7 +466,8 @@ def test_a_full_disk(masters: Masters, small_disk: Path, tmp_path: Path) -> None
     ) as postgres:
         with schema.connect(postgres.dsn) as connection:
             schema.migrate(connection)
-        masters.dsn = postgres.dsn
+            make_members(connection)
+        masters.dsn = for_master(postgres.dsn)
         master = masters.start("--lease", "30", procs=2)
         go = tmp_path / "go"
         held = enqueue(postgres, *[jobs.hold.job(str(go))] * 2)
