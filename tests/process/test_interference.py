@@ -64,6 +64,7 @@ def test_a_table_that_is_locked_for_long_costs_the_lease_and_is_survived(
     ids = client.enqueue_many([jobs.exclusive.job(str(evidence), 7.0)] * 2)
     until(lambda: evidence.exists() and evidence.read_text().count("begin") == 2, "both to run")
     with another(dsn) as locker:
+        locker.execute("SET LOCAL deadlock_timeout = '1min'")  # a master that it meets halfway is to be the victim
         locker.execute(
             "LOCK TABLE fastq.worker, fastq.lease, fastq.ready, fastq.bundle, fastq.attempt IN ACCESS EXCLUSIVE MODE"
         )
