@@ -159,7 +159,7 @@ class Simulation(World):
                 self.database.keep()
                 self.later(fault.lasting, self._fail_over)
             case "lock":
-                self.locked_until = self.now + 4 * fault.lasting
+                self.locked_until = max(self.locked_until, self.now + 4 * fault.lasting)
             case "slow":
                 host.latency = 0.1
                 self.later(fault.lasting, lambda: setattr(host, "latency", 0.0005))
