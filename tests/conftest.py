@@ -72,8 +72,12 @@ def dsn(server: str, template_database: str) -> Iterator[str]:
 @pytest.fixture(autouse=AS_ROLES)
 def clients_as_members(monkeypatch: pytest.MonkeyPatch) -> None:
     """With FASTQ_TEST_ROLES set, let clients connect as members of fastq_client."""
-    plain = Database.dsn
-    monkeypatch.setattr(Database, "dsn", lambda self: for_client(plain(self)))
+
+    class Member(Database):
+        def dsn(self) -> str:
+            return for_client(super().dsn())
+
+    monkeypatch.setattr("fastq.database.Database", Member)  # where clients look it up; the commands have it already
 
 
 @pytest.fixture

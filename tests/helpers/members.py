@@ -34,5 +34,5 @@ def for_master(dsn: str) -> str:
 
 
 def for_client(dsn: str) -> str:
-    """Return how a client connects to this database; what is a master's address already stays so."""
-    return make_conninfo(dsn, user=CLIENT) if AS_ROLES and dsn != for_master(dsn) else dsn
+    """Return how a client connects to this database."""
+    return make_conninfo(dsn, user=CLIENT) if AS_ROLES else dsn
