@@ -52,6 +52,12 @@ LONG = {"slow": 10, "work": 90}
 LONG_RATE = 25.0
 
 
+STOPS: dict[str, Any] = {
+    "faults": ("master-stop=8/2",), "weights": LONG, "settings": {"lease": 3.0, "seconds": 45, "rate": 12.0, "seed": 39},
+}  # fmt: skip
+"""Masters that stop at long runs, five times, while the other goes on and has children to spare for what it takes back."""
+
+
 def bug(name: str, *promises: str, **how: Any) -> Callable[[Callable[[], None]], Callable[[], None]]:
     """Add one."""
 
@@ -132,17 +138,19 @@ def _() -> None:
     keeper.RESCUE_SECONDS = 0.3
 
 
-@bug("no-guard", "overlap", faults=("master-stop=5/3",), weights=LONG, settings={"lease": 3.0, "seconds": 25})
+@bug("no-guard", "overlap", **STOPS)
 def _() -> None:
-    from fastq import template
+    from fastq import keeper, template
 
+    keeper.RESCUE_SECONDS = 0.3
     template.Template._guard = lambda self: None
 
 
-@bug("guard-too-late", "overlap", faults=("master-stop=5/3",), weights=LONG, settings={"lease": 3.0, "seconds": 25})
+@bug("guard-too-late", "overlap", **STOPS)
 def _() -> None:
     from fastq import keeper
 
+    keeper.RESCUE_SECONDS = 0.3
     keeper.MARGIN = -3.0
 
 
