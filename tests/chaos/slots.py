@@ -53,8 +53,10 @@ class Namespace:
 
     def __init__(self, index: int) -> None:
         self.name = f"fqc{os.getpid()}-{index}"
-        net = f"10.{200 + index}.{os.getpid() % 250}"
-        self.outside, self.inside = f"{net}.1", f"{net}.2"
+        # One of 16,384 networks of four addresses: two runs at a time must not share one.
+        place, first = divmod(os.getpid() % (256 * 64), 64)
+        net, first = f"10.{200 + index}.{place}", 4 * first
+        self.outside, self.inside = f"{net}.{first + 1}", f"{net}.{first + 2}"
         far, near = f"fqo{os.getpid()}-{index}"[-15:], f"fqi{os.getpid()}-{index}"[-15:]
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
