@@ -398,9 +398,10 @@ def test_a_server_that_goes_while_a_master_looks_is_waited_for(dsn: str, monkeyp
         connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
     monkeypatch.setattr(schema, "check_server", go)
+    options = "--app", "a", "--metrics", "off", "--dsn", for_master(dsn), "--wait-for-db", "2"
     for option in ("--log-json", "--init"):
         looks.clear()
-        assert cli.master(["--app", "a", "--metrics", "off", "--dsn", dsn, "--wait-for-db", "2", option]) == 4
+        assert cli.master([*options, option]) == 4
         assert len(looks) > 1
 
 
