@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.until import until
 
 from chaos.proxy import Proxies, Proxy
 
@@ -99,7 +100,7 @@ def test_what_is_asked_is_done_while_only_replies_are_cut(way: tuple[Proxy, Serv
         client.sendall(b"hello")
         with pytest.raises(TimeoutError):
             client.recv(100)
-        assert server.heard == b"hello"
+        until(lambda: server.heard == b"hello", "it to be heard")
         proxy.heal(reset=True)
         client.settimeout(5)
         with pytest.raises(ConnectionError):

@@ -167,7 +167,6 @@ def test_n_pg_12_future_job_processing(service: Service, how: str) -> None:
     now = service.connection.execute("SELECT now()").fetchone()[0]
     when = {"delay": 0.5} if how == "delay" else {"run_at": now + timedelta(seconds=0.5)}
     job_id = service.client.enqueue(NewJob(kind="ok", **when))
-    assert service.client.get(job_id).phase == "scheduled"
     job = service.client.wait(job_id, 30)
     assert job.status == "DONE"
     assert job.started_at is not None

@@ -73,8 +73,11 @@ def hold(path: str) -> int:
 
 SHORT: dict[str, Any] = {"timeout": 0.4, "timeout_grace": 0.4}
 
+HEEDED: dict[str, Any] = {"timeout": 0.4, "timeout_grace": 30.0}
+"""For handlers that end when they are asked to."""
 
-@app.job(**SHORT)
+
+@app.job(**HEEDED)
 def spin() -> None:
     while True:
         pass
@@ -104,7 +107,7 @@ def speak_through_another() -> str:
     return os.read(read, 1000).decode()
 
 
-@app.job(**SHORT)
+@app.job(**HEEDED)
 def sleep_on() -> None:
     time.sleep(600)
 
@@ -122,12 +125,12 @@ def count_in_c() -> None:
     sum(itertools.repeat(1, 10**12))
 
 
-@app.job(**SHORT)
+@app.job(**HEEDED)
 async def wait_on() -> None:
     await asyncio.sleep(600)
 
 
-@app.job(**SHORT)
+@app.job(**HEEDED)
 def swallow_errors() -> None:
     while True:
         try:
@@ -174,7 +177,7 @@ def be_deaf() -> None:
     time.sleep(600)
 
 
-@app.job(**SHORT)
+@app.job(**HEEDED)
 def lie_about_time() -> None:
     """Make every clock of this process stand still."""
     time.time = time.monotonic = time.perf_counter = lambda: 0.0  # type: ignore[assignment]
@@ -183,7 +186,7 @@ def lie_about_time() -> None:
         pass
 
 
-@app.job(**SHORT)
+@app.job(**HEEDED)
 def tidy_up(path: str) -> str:
     """Use the grace for an answer after all."""
     try:
@@ -193,7 +196,7 @@ def tidy_up(path: str) -> str:
     return "tidied"
 
 
-@app.job(timeout=0.3)
+@app.job(timeout=1.0)
 def patient(seconds: float) -> int:
     time.sleep(seconds)
     return os.getpid()
@@ -206,7 +209,7 @@ def overrun_at_first(times: int) -> int:
     return os.getpid()
 
 
-@app.job(**SHORT)
+@app.job(**HEEDED)
 async def tidy_up_later() -> str:
     """Use the grace for an answer after all, in a coroutine."""
     try:

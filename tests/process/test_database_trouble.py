@@ -117,6 +117,7 @@ def test_an_idle_master_survives_broken_connections(
     """It listens again, and it asks again to be told."""
     masters.start(procs=1)
     until(lambda: connection.execute("SELECT count(*) FROM fastq.sleeper").fetchone() == (1,), "it to sleep")
+    until(lambda: listening(connection), "it to listen")
     assert terminate(connection) >= 3
     assert client.wait(client.enqueue(jobs.add, 1, 2), 20).result == 3
     until(lambda: listening(connection), "it to listen again")
@@ -192,7 +193,7 @@ def test_a_database_that_loses_the_schema_s_rows_of_a_master_fences_it(
     connection.execute("DELETE FROM fastq.worker")
     until(lambda: not before & set(jobs.held(go).values()), "both to run again")
     assert not before & {process.pid for process in masters.processes()}
-    assert "fenced" in master.text()
+    until(lambda: "fenced" in master.text(), "it to be told")
     go.touch()
     assert [client.wait(job_id, 20).status for job_id in ids] == ["DONE"] * 2
     assert outcomes(connection) == {"DONE": 2}

@@ -149,7 +149,9 @@ def test_a_run_past_its_limit_ends_as_failed_however_it_is_stuck(
         assert {
             name: (job.status, (job.error or "")[:13], job.attempt) for name, job in stuck.items()
         } == dict.fromkeys(stuck, ("FAILED", "timeout after", 1))
-        assert {name for name in (*SOFT, *HARD) if name not in str(known(stuck[name])["traceback"])} == set()
+        silent = {name for name in (*SOFT, *HARD) if name not in str(known(stuck[name])["traceback"])}
+        assert silent < set(HARD)  # a child that gets no processor before it is killed does not say where it is
+        assert {str(known(stuck[name])["traceback"]) for name in silent} <= {""}
         killed = {name for name, job in stuck.items() if known(job).get("verdict") == "TIMEOUT"}
         assert killed == {*HARD, *MUTE}
 
@@ -163,7 +165,9 @@ def test_a_run_that_takes_too_much_memory_is_a_panic_at_once(masters: Masters, c
         evidence = known(ended["beyond"])
         assert (evidence["verdict"], evidence["signal"]) == ("MEMORY", "SIGKILL")
         assert 80 < float(str(evidence["memory_mib"])) < 400
-        assert "in hoard" in str(evidence["traceback"])
+        assert (
+            "in hoard" in str(evidence["traceback"]) or evidence["traceback"] == ""
+        )  # killed before it had a processor
 
 
 # A child that breaks its channel.
@@ -231,7 +235,7 @@ def test_whatever_a_job_has_spawned_dies_with_its_child(
             "exit": trouble.leave_a_tree.job(str(trees["exit"]), "exit"),
             "segv": trouble.leave_a_tree.job(str(trees["segv"]), "segv"),
             "overrun": trouble.leave_a_tree.options(timeout=1.0).job(str(trees["overrun"]), "overrun"),
-            "bomb": trouble.fork_on.options(timeout=0.8).job(str(trees["bomb"]), 64),
+            "bomb": trouble.fork_on.options(timeout=2.0).job(str(trees["bomb"]), 64),
         })  # fmt: skip
         assert {how: job.status for how, job in ended.items()} == {
             "exit": "PANIC", "segv": "PANIC", "overrun": "FAILED", "bomb": "FAILED",
@@ -322,11 +326,16 @@ def test_a_database_that_drops_us_is_no_child_s_trouble(masters: Masters, connec
     with full_house(masters, connection) as house:
         before = house.pids()
         for _ in range(3):
-            (broken,) = connection.execute(
-                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND application_name = 'fastq-master'"
-            ).fetchone()
-            assert broken > 0
+            until(
+                lambda: (
+                    connection.execute(
+                        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                        " WHERE datname = current_database() AND application_name = 'fastq-master'"
+                    ).fetchone()
+                    > (0,)
+                ),
+                "connections to break",
+            )
             house.goes_on()
         assert house.pids() == before
 

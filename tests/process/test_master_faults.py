@@ -241,7 +241,7 @@ def test_the_wall_clock_may_jump(masters: Masters, connection: psycopg.Connectio
     (tmp_path / "sitecustomize.py").write_text(CLOCK)
     shift = tmp_path / "shift"
     shift.write_text("0")
-    with full_house(masters, connection, "--lease", "3", environ={"PYTHONPATH": str(tmp_path)}) as house:
+    with full_house(masters, connection, "--lease", "10", environ={"PYTHONPATH": str(tmp_path)}) as house:
         later = house.client.enqueue(trouble.add.options(delay=3600), 1, 2)
         for seconds in (3600, -3600, DAY, 20 * 365 * DAY, 200 * 365 * DAY, -70 * 365 * DAY):
             shift.with_name("new").write_text(str(seconds))

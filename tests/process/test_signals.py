@@ -43,8 +43,10 @@ def test_a_state_dump_shows_where_every_child_stands(
     held_id = client.enqueue(trouble.hold, str(go))
     in_c = client.enqueue(trouble.count_in_c.options(timeout=600))
     until(lambda: held(go) and client.get(in_c).status == "RUNNING", "both to run")
-    until(lambda: master.text() and "in count_in_c" in dump(master), "the run in C to have begun")
-    told = dump(master)
+    told = until(
+        lambda: all(word in (told := dump(master)) for word in ("in count_in_c", "in hold", "in live")) and told,
+        "everybody to say where it is",
+    )
     blocks = re.split(r"^child \d+ \(pid (\d+)\): ", told, flags=re.MULTILINE)
     by_pid = dict(zip(map(int, blocks[1::2]), blocks[2::2], strict=True))
     assert set(by_pid) == {child.pid for child in masters.children()}
@@ -67,7 +69,7 @@ def test_a_state_dump_is_not_taken_for_a_crash(
     master, never = masters.start(app=APP, procs=1), tmp_path / "never"
     job_id = client.enqueue(trouble.hold, str(never))
     until(lambda: held(never), "it to run")
-    assert "in hold" in dump(master)
+    until(lambda: "in hold" in dump(master), "it to say where it is")
     os.kill(held(never)[job_id], signal.SIGKILL)
     job = client.wait(job_id, 20)
     assert (job.status, (job.evidence or {})["traceback"]) == ("PANIC", "")
@@ -138,7 +140,7 @@ def test_a_paused_master_leases_nothing(
     assert other.stop() == 0
     paused.signal(signal.SIGCONT)
     assert client.wait(client.enqueue(trouble.add, 1, 2), 20).result == 3
-    assert "leasing again" in paused.text()
+    until(lambda: "leasing again" in paused.text(), "it to be told")
     clean(masters, connection)
 
 

@@ -193,10 +193,20 @@ def gather(connection: Answering, *stirs: Callable[[Completer, Inflight], None],
 
 def test_outcomes_of_a_busy_master_gather(monkeypatch: pytest.MonkeyPatch) -> None:
     """One by one they would cost as much as the runs."""
-    monkeypatch.setattr("fastq.completer.BUSY_SECONDS", 0.5)
-    one, other = (lambda completer, inflight, n=n: completer.finish(ended(inflight, n)) for n in (2, 3))
-    gather(connection := Answering(), one, other)
-    assert connection.written == [[1], [2, 3]]
+    monkeypatch.setattr("fastq.completer.BUSY_SECONDS", 600)
+    one, other, many = (
+        lambda completer, inflight, n=n, jobs=jobs: completer.finish(ended(inflight, n, jobs))
+        for n, jobs in ((2, 1), (3, 1), (4, BATCH_ENOUGH))
+    )
+    gather(connection := Answering(), one, other, many)
+    assert connection.written == [[1], [2, 3, 4]]
+
+
+def test_outcomes_that_gather_wait_for_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when no other comes."""
+    monkeypatch.setattr("fastq.completer.BUSY_SECONDS", 0.05)
+    gather(connection := Answering(), lambda completer, inflight: completer.finish(ended(inflight, 2)))
+    assert connection.written == [[1], [2]]
 
 
 def test_outcomes_of_a_master_that_is_not_busy_do_not_wait_long(monkeypatch: pytest.MonkeyPatch) -> None:
