@@ -53,7 +53,8 @@ class Link:
         self._control, self._template_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process: subprocess.Popen[bytes] | None = None
         self._ready: asyncio.Future[list[Kind | None]] = self._loop.create_future()
-        self._heard = monotonic()
+        self._silence = 0.0
+        self._ticked = monotonic()
         self._is_over = False
         self.is_retired = False
         """Whether another has taken its place; it goes with its last child."""
@@ -107,11 +108,13 @@ class Link:
         return True
 
     def tick(self) -> None:
-        """Notice that it is stuck."""
-        silence = monotonic() - self._heard
-        if self._ready.done() and silence > SILENCE_SECONDS:
+        """Notice that it is stuck. While we are stopped ourselves it answers nobody: that does not count."""
+        now = monotonic()
+        self._silence += min(now - self._ticked, PING_SECONDS)
+        self._ticked = now
+        if self._ready.done() and self._silence > SILENCE_SECONDS:
             self._lose(f"it has not answered for {SILENCE_SECONDS:g} s")
-        elif self._ready.done() and silence > PING_SECONDS:
+        elif self._ready.done() and self._silence > PING_SECONDS:
             self.tell(do="ping")
 
     def wake(self) -> None:
@@ -150,7 +153,7 @@ class Link:
         if not data:
             self._lose("it has ended")
             return
-        self._heard = monotonic()
+        self._silence = 0.0
         notice = wire.read_notice(data)
         match notice["event"]:
             case "ready":
