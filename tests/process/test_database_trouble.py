@@ -68,8 +68,9 @@ def test_broken_connections_lose_and_double_nothing(
     before = heartbeat(connection)
     until(lambda: heartbeat(connection) > before, "the heart to beat on")
     assert connection.execute("SELECT id FROM fastq.worker").fetchall() == [(worker,)]
-    metrics = until(lambda: (told := master.metrics())["fastq_database_losses_total"] >= 10 and told, "the metrics")
-    assert metrics['fastq_runs_total{kind="exclusive",outcome="DONE"}'] == number
+    done = 'fastq_runs_total{kind="exclusive",outcome="DONE"}'
+    metrics = until(lambda: (told := master.metrics())[done] == number and told, "the metrics")
+    assert metrics["fastq_database_losses_total"] > 0  # what is broken twice at a time is lost once
     assert metrics["fastq_jobs_leased"] == 0
     assert master.stop() == 0
 
