@@ -194,6 +194,7 @@ def set_up(*, as_json: bool, level: int = logging.INFO) -> Callable[[], None]:
     LOG.addHandler(writer)
     LOG.setLevel(level)
     LOG.propagate = False
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of every call that we give up
 
     def close() -> None:
         LOG.removeHandler(writer)

@@ -6,6 +6,7 @@ system, does not know what we hold: it is refused, like a standby, and we try ag
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,15 @@ SELECT pg_backend_pid(), pg_is_in_recovery(),
 """
 """The first eight digits of a WAL file's name are the timeline. It says so at once after a promotion, where the control
 file waits for a checkpoint."""
+
+
+class Connection(psycopg.AsyncConnection["TupleRow"]):
+    """A connection that is closed when a call is cancelled: psycopg's asks the server to stop, and waits for that."""
+
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None:  # noqa: ARG002, ASYNC109 - as psycopg calls it
+        """Close it, and go on being cancelled."""
+        await self.close()
+        raise asyncio.CancelledError
 
 
 class Lineage:
@@ -72,12 +82,12 @@ async def connect(conninfo: str, lineage: Lineage) -> tuple[psycopg.AsyncConnect
     and DatabaseError.
     """
     try:
-        connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
+        connection = await Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
     except psycopg.OperationalError as error:
         if "unsupported startup parameter" not in str(error):
             raise
         bare = make_conninfo(conninfo, options="")  # PgBouncer's way to say that it keeps no settings
-        connection = await psycopg.AsyncConnection.connect(bare, autocommit=True, prepare_threshold=None)
+        connection = await Connection.connect(bare, autocommit=True, prepare_threshold=None)
     try:
         pid = await _greet(connection, lineage)
     except BaseException:

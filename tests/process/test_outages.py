@@ -5,6 +5,7 @@ How long it took from the server's first answer to the first new outcome is prin
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -27,6 +28,7 @@ from psycopg.conninfo import make_conninfo
 
 import fastq
 from fastq import cli, schema
+from fastq.server import Lineage, connect
 from fastq.store import master_conninfo
 
 
@@ -234,7 +236,7 @@ def test_a_silent_network_costs_the_lease_and_nothing_else(
     masters.start("--lease", "3", procs=2)
     until(
         lambda: (
-            postgres.query("SELECT FROM fastq.worker WHERE id = %s AND revoked", *cut_off)
+            postgres.query("SELECT 1 FROM fastq.worker WHERE id = %s AND revoked", *cut_off)
             or cut_off not in worker(postgres)
         ),
         "it to be revoked",
@@ -248,6 +250,26 @@ def test_a_silent_network_costs_the_lease_and_nothing_else(
         (40, 40, True)
     ]
     assert cut_off not in worker(postgres)
+
+
+def test_a_call_that_is_given_up_waits_for_no_server(
+    postgres: Server, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end of a master that is cut off closes its connections; it does not ask what it cannot reach to stop."""
+
+    async def give_up() -> None:
+        connection, _ = await connect(make_conninfo(postgres.dsn, host="127.0.0.1", port=proxy.port), Lineage())
+        call = asyncio.create_task(connection.execute("SELECT pg_sleep(600)"))
+        sleeps = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        await asyncio.to_thread(until, lambda: postgres.query(sleeps), "the call")
+        proxy.freeze()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert connection.closed
+
+    asyncio.run(give_up())
+    assert "cancellation failed" not in caplog.text
 
 
 def test_a_slow_network_costs_no_lease(masters: Masters, postgres: Server, proxy: Proxy, tmp_path: Path) -> None:
