@@ -1,8 +1,8 @@
 """The database, as masters use it: one method of `Connection` for all statements, one statement per file in `sql/`.
 
-Every call has a deadline that is enforced by closing the socket: cancelling a call on a stalled server can take
-seconds. A connection that failed is opened again by the next call. Correctness never rests on a connection: only
-leases and tokens count.
+Every call has a deadline that is enforced by closing the socket, and one that is cancelled closes its connection: a
+stalled server that is asked to stop can take seconds. A connection that failed is opened again by the next call.
+Correctness never rests on a connection: only leases and tokens count.
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ class Connection:
 
 
 def _pass_on_cancel() -> None:
-    """Raise CancelledError again that psycopg has swallowed: it cancels the query, and may tell of nothing but that."""
+    """Raise CancelledError again where psycopg has swallowed it: it may tell of a call that failed, or of nothing."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

@@ -529,10 +529,10 @@ def _() -> None:
 def main(names: list[str]) -> int:
     missed = []
     for name in names:
-        wanted, seed = BUGS[name], settings_of(name).seed
+        settings = settings_of(name)
         for plan in range(PLANS):
-            found = hunt(replace(settings_of(name), seed=seed + plan))
-            if caught := bool(wanted.promises & found.keys()):
+            found = hunt(replace(settings, seed=settings.seed + plan))
+            if caught := bool(BUGS[name].promises & found.keys()):
                 break
         missed += [] if caught else [name]
         said = ", ".join(f"{promise} {n}" for promise, n in found.items()) + (f" (by plan {plan + 1})" if plan else "")
